@@ -1,0 +1,144 @@
+"""The Ray actor that samples: one event loop for its tickets, one thread for its engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.chat import Chat
+from actors.engine import Engine, EngineClock, EngineError
+from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
+from actors.samplers.build import build_sampler
+from actors.samplers.parallel import ParallelSampler
+from configs.schema import RunConfig
+from envs.codec import encode_group
+from envs.registry import make_env
+from envs.trajectory import Group, GroupStats, Ticket, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one attempt at a ticket. `state`: queued, filtered (no signal) or failed (with its cause)."""
+
+    ticket: Ticket
+    state: str
+    cause: str = ""
+    has_signal: bool = False
+    solutions: int = 0
+    solved: int = 0
+    failed_episodes: int = 0
+    distinct_answers: int = 0
+    reward_sum: float = 0.0
+    sampled_tokens: int = 0
+    stats: GroupStats = GroupStats()
+
+
+class RolloutActor:
+    """Samples tickets with the run's sampler and puts groups in the queue; receives weights between two engine steps."""
+
+    def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle) -> None:
+        self._config, self._index, self._replay = config, index, replay
+        chat = Chat.load(policy)
+        self._engine = Engine(config, policy, index, chat.eos_id)
+        workers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="environment")
+        self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), workers)
+        self._sampler = build_sampler(config.sampler)
+
+    async def ready(self) -> str:
+        """The address of the node the actor runs on, once its engine is up."""
+        return str(ray.util.get_node_ip_address())
+
+    async def sample(self, ticket: Ticket) -> Receipt:
+        """Sample one ticket and queue its group. Raises EngineError only: then the actor itself is of no use."""
+        limit_s = self._config.rollout.ticket_timeout_s
+        try:
+            group = await asyncio.wait_for(self._sample_group(ticket, self._sampler), limit_s)
+            state, cause = self._judge(group)
+            if state == "queued":
+                await self._replay.put.remote(encode_group(group))
+            return _receipt(group, state, cause)
+        except EngineError:
+            raise
+        except TimeoutError:
+            return Receipt(ticket, "failed", f"not sampled within {limit_s:g} s (rollout.ticket_timeout_s)")
+        except EnvironmentFailure as failure:
+            return Receipt(ticket, "failed", str(failure))
+        except Exception as error:  # a ticket's trouble is the ticket's: counted, retried, never the actor's end
+            return Receipt(ticket, "failed", f"{type(error).__name__}: {error}")
+
+    async def sample_plain(self, tickets: Sequence[Ticket], samples: int) -> list[bytes]:
+        """Groups of plain-prompt solutions of held-out tickets, encoded. A ticket that fails raises: evaluation is whole."""
+        sampler = ParallelSampler(samples)
+        groups = await asyncio.gather(*(self._sample_group(ticket, sampler) for ticket in tickets))
+        return [encode_group(group) for group in groups]
+
+    async def clock(self) -> EngineClock:
+        return self._engine.clock()
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._engine.worker_call("init_weight_transfer_engine", init_info=request.init_info)
+
+    async def start_weight_update(self) -> None:
+        await self._engine.pause()
+        if await self._engine.worker_call(_update_is_open):
+            # A sender died between start and finish: close its session, which restores the old weights.
+            await self._engine.worker_call("finish_weight_update")
+        await self._engine.worker_call("start_weight_update")
+
+    async def update_weights(self, request: Any) -> None:
+        await self._engine.worker_call("update_weights", update_info=request.update_info)
+
+    async def finish_weight_update(self, version: int) -> int | None:
+        """Load what came, go on sampling as `version`; returns the CRC-32 of the received bytes where it is kept."""
+        await self._engine.worker_call("finish_weight_update")
+        checksum = await self._engine.worker_call(_received_checksum)
+        await self._engine.resume(str(version))
+        return None if checksum is None else int(checksum)
+
+    async def close(self) -> None:
+        self._engine.close()
+
+    async def _sample_group(self, ticket: Ticket, sampler: Sampler) -> Group:
+        rollout = Rollout(ticket, self._shared)
+        await rollout.start()
+        return await sampler.sample_group(rollout)
+
+    def _judge(self, group: Group) -> tuple[str, str]:
+        if not group.rows:
+            causes = [t.cause for t in group.trajectories if t.verdict is Verdict.FAILED]
+            return "failed", causes[0] if causes else "nothing was sampled"
+        if self._config.grpo.drop_zero_signal and not group.has_signal:
+            return "filtered", "no signal: all rewards are equal"
+        return "queued", ""
+
+
+def _receipt(group: Group, state: str, cause: str) -> Receipt:
+    solutions = [t for t in group.trajectories if t.is_solution and t.verdict is not Verdict.FAILED]
+    solved = [t for t in solutions if t.verdict is Verdict.SOLVED]
+    return Receipt(
+        group.ticket,
+        state,
+        cause,
+        has_signal=group.has_signal,
+        solutions=len(solutions),
+        solved=len(solved),
+        failed_episodes=sum(t.verdict is Verdict.FAILED for t in group.trajectories),
+        distinct_answers=len({t.answer for t in solutions}),
+        reward_sum=sum(t.reward for t in solutions),
+        sampled_tokens=group.sampled_tokens,
+        stats=group.stats,
+    )
+
+
+def _update_is_open(worker: Any) -> bool:
+    return bool(worker._weight_update_active)
+
+
+def _received_checksum(worker: Any) -> int | None:
+    return getattr(worker.weight_transfer_engine, "checksum", None)

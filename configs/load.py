@@ -1,0 +1,177 @@
+"""From a YAML file and dotted overrides to a checked `RunConfig`, and back to YAML.
+
+All that is wrong is reported at once, one line a problem: where it comes from, the dotted path, the value given, and
+the nearest known name. The YAML is YAML 1.2's core: `1e-4` is a number, `on` and `no` are text, a key appears once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs.problems import did_you_mean, explain, near_paths, paths, show
+from configs.schema import RunConfig
+
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$")
+_RESOLVERS = (
+    ("null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+)
+
+
+class ConfigError(ValueError):
+    """What is wrong with a configuration; `problems` holds one line each, `str()` all of them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML 1.2's core schema and notes keys that appear twice."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.duplicates: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first_lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in first_lines:
+                self.duplicates.append(
+                    f"line {line}: duplicate key '{key.value}', first on line {first_lines[key.value]}"
+                )
+            elif isinstance(key, yaml.ScalarNode):
+                first_lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or our loader would take for something else than text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _starts in _RESOLVERS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _starts)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def load_config(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """The configuration in `path` with overrides such as `rollout.actors=8` put in first; the last of a path counts.
+
+    Raises ConfigError with every problem of the file and of the overrides.
+    """
+    data, problems = _read(path)
+    sources = _apply(overrides, data if data is not None else {}, problems)
+    if data is None:
+        raise ConfigError(problems)
+    for name, field in RunConfig.model_fields.items():
+        if field.discriminator and isinstance(data.get(name), dict):
+            data[name].setdefault(field.discriminator, getattr(field.default, str(field.discriminator)))
+    try:
+        config = RunConfig.model_validate(data, strict=True)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            problems += explain(details, str(path), sources)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Every key of the configuration, in the schema's order; `load_config` reads it back equal."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> tuple[dict[Any, Any] | None, list[str]]:
+    """The file's mapping and what is wrong with it as YAML; None where there is no mapping to check further."""
+    try:
+        data, problems = _parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        return None, [f"{path}: no such file{did_you_mean(str(path.with_name(name)) for name in near)}"]
+    except (OSError, UnicodeDecodeError) as error:
+        return None, [f"{path}: cannot be read: {error}"]
+    except yaml.YAMLError as error:
+        return None, [f"{path}: {_one_line(error)}"]
+    problems = [f"{path}: {problem}" for problem in problems]
+    if data is None:
+        return {}, problems
+    if not isinstance(data, dict):
+        return None, [*problems, f"{path}: a mapping of groups is expected, got {show(data)}"]
+    return data, problems
+
+
+def _parse(text: str) -> tuple[Any, list[str]]:
+    """The value of one YAML document and its duplicate keys. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data(), loader.duplicates
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"not YAML: {str(error).splitlines()[0]}"
+    said = ", ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+
+
+def _apply(overrides: Sequence[str], data: dict[Any, Any], problems: list[str]) -> dict[str, str]:
+    """Put the overrides into `data`, add what is wrong with them to `problems`; dotted path -> the override's text."""
+    sources: dict[str, str] = {}
+    for override in overrides:
+        path, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not path:
+            problems.append(f"override {override}: expected key=value, such as rollout.actors=4")
+            continue
+        try:
+            value, duplicates = _parse(text)
+        except yaml.YAMLError as error:
+            problems.append(f"override {override}: {path}: {_one_line(error)}")
+            continue
+        wrong = duplicates[:1] or _refusal(path, value)
+        if wrong:
+            problems.append(f"override {override}: {path}: {wrong[0]}")
+        else:
+            sources[path] = f"override {override}"
+            _put(data, path.split("."), value)
+    return sources
+
+
+def _refusal(path: str, value: object) -> list[str]:
+    """Why an override cannot even be put in; empty when it can."""
+    groups = paths()
+    if path in groups:
+        if groups[path] and not isinstance(value, dict):
+            first = next(p for p in groups if p.startswith(path + "."))
+            return [f"is a group of keys, got {show(value)}; set one of them, such as {first}"]
+        return []
+    parts = path.split(".")
+    for n in range(1, len(parts)):
+        if groups.get(".".join(parts[:n])) is False:
+            return [f"{'.'.join(parts[:n])} is a value, not a group of keys"]
+    return [f"unknown key{did_you_mean(near_paths(path))}"]
+
+
+def _put(data: dict[Any, Any], parts: list[str], value: object) -> None:
+    """Set data[a][b]... = value; where the file holds a scalar for a group, the check of the file will say so."""
+    for part in parts[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return
+        data = inner
+    data[parts[-1]] = value

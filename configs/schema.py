@@ -1,0 +1,243 @@
+"""What a run is: one frozen tree of settings, one class a group, units in the names or the descriptions.
+
+Loads without torch, ray, vllm or deepspeed. Group knobs live in the group of the part that reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every group: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSettings(Settings):
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under root; default: config name and time")
+    root: str = Field("runs", min_length=1, description="folder that holds the runs")
+    seed: int = Field(0, ge=0)
+    updates: PositiveInt = Field(100, description="optimizer steps in all")
+
+
+class WarmupSettings(Settings):
+    """The small policy made on first use when `model.path` is empty (Qwen2 type)."""
+
+    layers: PositiveInt = 4
+    hidden: PositiveInt = 128
+    heads: PositiveInt = 4
+    vocabulary: int = Field(512, ge=300, description="upper bound on the trained tokenizer's size")
+    demonstrations: PositiveInt = Field(12000, description="conversations the demonstrator plays")
+    tokens_per_batch: PositiveInt = Field(8192, description="padded tokens of one optimizer step")
+    epochs: PositiveInt = 1
+    lr: PositiveFloat = 3e-3
+    skill: float = Field(0.15, ge=0, le=1, description="share of careful demonstrations; the rest are careless")
+    seed: int = Field(0, ge=0)
+    cache: str = Field("~/.cache/sesa-on-ray", min_length=1, description="folder of made policies, kept by content")
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> WarmupSettings:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class ModelSettings(Settings):
+    path: str | None = Field(None, description="folder or hub id of a Hugging Face causal LM; empty: the warmed-up small policy")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: PositiveInt = Field(512, description="tokens of context and answer together")
+    warmup: WarmupSettings = WarmupSettings()
+
+
+class TurnSettings(Settings):
+    """What every text environment shares."""
+
+    max_turns: PositiveInt = 5
+    actions_per_turn: PositiveInt = 2
+    max_actions: PositiveInt = 10
+    format_penalty: float = Field(-0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action")
+
+
+class FrozenLakeSettings(TurnSettings):
+    name: Literal["frozen_lake"] = "frozen_lake"
+    size: int = Field(4, ge=2, le=16, description="rows and columns")
+    hole_share: float = Field(0.2, ge=0, lt=1, description="chance that a cell is a hole")
+    slip: float = Field(0.0, ge=0, lt=1, description="chance that a move goes sideways instead")
+
+
+EnvSettings = FrozenLakeSettings
+
+
+class ParallelSettings(Settings):
+    """Plain GRPO: `group_size` independent solutions of one prompt."""
+
+    name: Literal["parallel"] = "parallel"
+    group_size: int = Field(8, ge=2)
+
+
+class SesaSettings(Settings):
+    """Sequential sketches, then parallel guided solutions (arXiv 2510.15502; papers differ, see docs/concepts.md)."""
+
+    name: Literal["sesa"] = "sesa"
+    sketches: int = Field(8, ge=2)
+    expansions_per_sketch: PositiveInt = 1
+    sketch_tokens: PositiveInt = Field(24, description="most tokens of one sketch")
+    train_on: Literal["plain", "guided", "both"] = "plain"
+    duplicates: Literal["penalty", "resample", "keep"] = "penalty"
+    max_resamples: int = Field(2, ge=0, description="tries again for one repeated or unreadable sketch, with `duplicates: resample`")
+    rejected_reward: float = Field(-1.0, description="reward of a repeated or unreadable sketch; below a miss, or lists collapse")
+    plain_weight: float = Field(1.0, ge=0, description="weight of the plain update in the solution stream")
+    guided_weight: float = Field(1.0, ge=0, description="weight of the guided update in the solution stream")
+    plain_importance_cap: PositiveFloat | None = Field(
+        None, description="cap of pi_old(y|x) / pi_old(y|x, sketch) in the plain update; empty: no correction (the paper)"
+    )
+
+
+SamplerSettings = Annotated[ParallelSettings | SesaSettings, Field(discriminator="name")]
+
+
+class RolloutSettings(Settings):
+    actors: PositiveInt = Field(2, description="rollout actors, one engine each")
+    cpus_per_actor: float = Field(1.0, ge=0)
+    gpus_per_actor: float = Field(0.0, ge=0)
+    tensor_parallel: PositiveInt = 1
+    prompts_in_flight: PositiveInt = Field(8, description="tickets one actor works on at once")
+    temperature: PositiveFloat = 1.0
+    tokens_per_turn: PositiveInt = Field(48, description="most tokens of one answer")
+    max_num_seqs: PositiveInt = Field(256, description="engine: sequences in one step")
+    kv_cache_mib: PositiveInt = Field(256, description="engine: memory of the KV cache on CPUs")
+    gpu_memory_share: float = Field(0.85, gt=0, le=1, description="engine: share of a GPU's memory")
+    block_size: PositiveInt = Field(32, description="engine: tokens of a KV block; a multiple of 32 on CPUs")
+    cuda_graphs: bool = Field(True, description="engine: compile and capture on GPUs")
+    env_timeout_s: PositiveFloat = Field(10.0, description="one environment call")
+    ticket_timeout_s: PositiveFloat = Field(120.0, description="one ticket, sampling and queueing together")
+    max_attempts: PositiveInt = Field(3, description="tries of a ticket before it counts as failed")
+    start_timeout_s: PositiveFloat = Field(180.0, description="an engine's start")
+
+
+class QueueSettings(Settings):
+    max_groups: PositiveInt = 64
+    max_mib: PositiveInt = 64
+    max_policy_lag: int = Field(1, ge=0, description="updates a group may be behind when it is trained; 0: synchronous")
+    timeout_s: PositiveFloat = Field(300.0, description="longest wait for room or for a batch")
+
+
+class StreamWeights(Settings):
+    solution: float = Field(1.0, ge=0)
+    sketch: float = Field(1.0, ge=0)
+    branch: float = Field(1.0, ge=0)
+
+
+class GrpoSettings(Settings):
+    groups_per_update: PositiveInt = 16
+    epochs: PositiveInt = Field(1, description="passes over one batch, one optimizer step each")
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    normalize_std: bool = Field(True, description="divide a reward minus its group's mean by the group's standard deviation")
+    importance_cap: PositiveFloat | None = Field(2.0, description="cap of the token-wise ratio learner / engine; empty: off")
+    stream_weights: StreamWeights = StreamWeights()
+    drop_zero_signal: bool = Field(True, description="groups whose rewards are all equal are counted as filtered and replaced")
+    max_refill: PositiveInt = Field(4, description="times groups_per_update sampled for one update before it takes what there is")
+
+
+class OptimSettings(Settings):
+    lr: PositiveFloat = 5e-4
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    max_grad_norm: PositiveFloat = 1.0
+    warmup_updates: int = Field(0, ge=0, description="updates of linear learning-rate growth")
+
+
+class DeepspeedSettings(Settings):
+    ranks: PositiveInt = Field(2, description="ZeRO-3 learner ranks, one Ray actor each")
+    cpus_per_rank: float = Field(1.0, ge=0)
+    gpus_per_rank: float = Field(0.0, ge=0)
+    tokens_per_micro_batch: PositiveInt = Field(8192, description="padded tokens of one forward on one rank")
+    gradient_checkpointing: bool = False
+    bucket_mib: PositiveInt = Field(20, description="reduce, prefetch and gather buckets")
+    timeout_s: PositiveFloat = Field(300.0, description="a collective, a start or an update of the ranks")
+
+
+class SyncSettings(Settings):
+    backend: Literal["auto", "nccl", "gloo"] = Field("auto", description="auto: nccl when the engines have GPUs, else gloo")
+    bucket_mib: PositiveInt = Field(64, description="packed broadcast buffer")
+    timeout_s: PositiveFloat = Field(120.0, description="one broadcast, all actors")
+
+
+class EvalSettings(Settings):
+    episodes: PositiveInt = Field(256, description="held-out seeds, the same before and after")
+    samples: PositiveInt = Field(8, description="plain-prompt samples of each; also the k of pass@k")
+    every: int = Field(0, ge=0, description="updates between evaluations on the way; 0: only before and after")
+    timeout_s: PositiveFloat = Field(600.0)
+
+
+class CheckpointSettings(Settings):
+    every: int = Field(0, ge=0, description="updates between checkpoints; 0: only at the end")
+    keep: PositiveInt = 2
+
+
+class ObserveSettings(Settings):
+    console: bool = Field(True, description="live table; off: one line an update")
+    sample_every: int = Field(10, ge=0, description="updates between groups kept under samples/; 0: none")
+
+
+class ClusterSettings(Settings):
+    address: str | None = Field(None, description="Ray address; empty: inside a Ray job that cluster, else a Ray of its own on this machine")
+    local_cpus: PositiveInt = Field(16, description="logical CPUs of a Ray of our own; roles share the real cores")
+    dashboard: bool = True
+    dashboard_port: int = Field(8265, ge=1024, le=65535)
+    object_store_mib: int = Field(300, ge=80)
+    placement_timeout_s: PositiveFloat = Field(30.0, description="wait for the cluster, and for room on it, before saying what is missing")
+
+
+class RunConfig(Settings):
+    """The whole of a run. Cross-field checks name both fields."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    env: EnvSettings = EnvSettings()
+    sampler: SamplerSettings = ParallelSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    queue: QueueSettings = QueueSettings()
+    grpo: GrpoSettings = GrpoSettings()
+    optim: OptimSettings = OptimSettings()
+    deepspeed: DeepspeedSettings = DeepspeedSettings()
+    sync: SyncSettings = SyncSettings()
+    eval: EvalSettings = EvalSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    observe: ObserveSettings = ObserveSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> RunConfig:
+        if self.queue.max_groups < self.grpo.groups_per_update:
+            raise ValueError(
+                f"queue.max_groups ({self.queue.max_groups}) must be at least "
+                f"grpo.groups_per_update ({self.grpo.groups_per_update}), or no batch ever fills"
+            )
+        if self.deepspeed.tokens_per_micro_batch < self.model.max_model_len:
+            raise ValueError(
+                f"deepspeed.tokens_per_micro_batch ({self.deepspeed.tokens_per_micro_batch}) must be at least "
+                f"model.max_model_len ({self.model.max_model_len}), or the longest row fits in no micro-batch"
+            )
+        if self.rollout.tokens_per_turn >= self.model.max_model_len:
+            raise ValueError(
+                f"rollout.tokens_per_turn ({self.rollout.tokens_per_turn}) must be below "
+                f"model.max_model_len ({self.model.max_model_len})"
+            )
+        if self.rollout.gpus_per_actor == 0 and self.rollout.block_size % 32:
+            raise ValueError(f"rollout.block_size ({self.rollout.block_size}) must be a multiple of 32 on CPUs (rollout.gpus_per_actor is 0)")
+        if self.sync.backend == "nccl" and self.rollout.gpus_per_actor == 0:
+            raise ValueError("sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs")
+        return self
+
+    @property
+    def transfer_backend(self) -> Literal["nccl", "gloo"]:
+        """Which weight-transfer backend serves both ends: vLLM's own NCCL engine for GPUs, our gloo engine for CPUs."""
+        if self.sync.backend != "auto":
+            return self.sync.backend
+        return "nccl" if self.rollout.gpus_per_actor > 0 else "gloo"

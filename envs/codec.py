@@ -1,0 +1,190 @@
+"""Groups as messages: 4 bytes of magic, a msgpack header, a msgpack body.
+
+    header  = [schema version, CRC32 of summary and body, bytes of the body, summary]
+    summary = msgpack of a `Header`
+    body    = msgpack of a `Group`
+
+Records are arrays of their fields in their order, (n,) arrays raw bytes (`envs.wire`). One `CodecError` for everything
+that is wrong, in writing as in reading; nothing is allocated beyond a small multiple of the message's size.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgpack
+import numpy as np
+
+from envs.trajectory import Group, Row, Segment, Trajectory, Verdict
+from envs.wire import MAX_ITEMS, MAX_TEXT_BYTES, CodecError, kind
+
+__all__ = ["MAX_BODY_BYTES", "SCHEMA_VERSION", "CodecError", "Header", "decode_group", "encode_group", "read_header"]
+
+SCHEMA_VERSION = 1
+MAX_BODY_BYTES = 64 * 2**20
+_MAGIC = b"SESA"
+_MAX_HEADER_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the queue needs to know of a group without unpacking it; counts are of the whole group.
+
+    `index`, `attempt`: of the ticket. `oldest_version`: -1 when nothing was sampled.
+    """
+
+    index: int
+    attempt: int
+    oldest_version: int
+    sampled_tokens: int
+    trajectories: int
+    rows: int
+    has_signal: bool
+
+
+def encode_group(group: Group) -> bytes:
+    """The message of a group. Raises CodecError where the group breaks its contract (`_faults`, or a field's type)."""
+    record = _GROUP.write(group)
+    _check(group)
+    try:
+        body = msgpack.packb(record)
+        summary = msgpack.packb(_HEADER.write(_header(group)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CodecError(f"a group that cannot be packed: {error}") from error
+    header = msgpack.packb((SCHEMA_VERSION, zlib.crc32(body, zlib.crc32(summary)), len(body), summary))
+    return b"".join((_MAGIC, header, body))
+
+
+def decode_group(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Group:
+    """The group of a message; its arrays are read-only. Raises CodecError."""
+    header, body = _open(data, max_body_bytes)
+    group: Group = _GROUP.read(_unpack(body))
+    _check(group)
+    if _header(group) != header:
+        raise CodecError(f"the header says {header}, the body {_header(group)}")
+    return group
+
+
+def read_header(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Header:
+    """The header of a message whose length and CRC are right; the body stays packed. Raises CodecError."""
+    return _open(data, max_body_bytes)[0]
+
+
+def _header(group: Group) -> Header:
+    return Header(
+        group.ticket.index,
+        group.ticket.attempt,
+        group.oldest_version,
+        group.sampled_tokens,
+        len(group.trajectories),
+        len(group.rows),
+        group.has_signal,
+    )
+
+
+def _open(data: bytes, max_body_bytes: int) -> tuple[Header, memoryview]:
+    """The header and the packed body of a message, checked against each other."""
+    view = memoryview(data)
+    if bytes(view[:4]) != _MAGIC:
+        raise CodecError(f"no group: {len(data)} bytes that start with {bytes(view[:4])!r} instead of {_MAGIC!r}")
+    unpacker = msgpack.Unpacker(max_buffer_size=_MAX_HEADER_BYTES, max_map_len=0, max_ext_len=0)
+    unpacker.feed(view[4 : 4 + _MAX_HEADER_BYTES])
+    try:
+        header = unpacker.unpack()
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CodecError(f"a header that cannot be unpacked: {error or type(error).__name__}") from error
+    body = view[4 + unpacker.tell() :]
+    version = header[0] if type(header) is list and header else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise CodecError(f"a message of schema version {version!r}, this program reads version {SCHEMA_VERSION}")
+    if [type(part) for part in header] != [int, int, int, bytes]:
+        raise CodecError(f"a header of {[type(part).__name__ for part in header]}")
+    _, crc, body_bytes, summary = header
+    if body_bytes > max_body_bytes:
+        raise CodecError(f"a body of {body_bytes} bytes, at most {max_body_bytes} are read")
+    if body_bytes != len(body):
+        raise CodecError(f"a body of {len(body)} bytes, the header says {body_bytes}")
+    if crc != zlib.crc32(body, zlib.crc32(summary)):
+        raise CodecError("the CRC does not match: the message was damaged on its way")
+    return _HEADER.read(_unpack(summary)), body
+
+
+def _unpack(packed: bytes | memoryview) -> object:
+    try:
+        return msgpack.unpackb(
+            packed,
+            max_str_len=MAX_TEXT_BYTES,
+            max_bin_len=len(packed),
+            max_array_len=MAX_ITEMS,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CodecError(f"bytes that cannot be unpacked: {error or type(error).__name__}") from error
+
+
+_HEADER = kind(Header, "Header")
+_GROUP = kind(Group, "Group")
+
+
+def _check(group: Group) -> None:
+    for fault in _faults(group):
+        raise CodecError(fault)
+
+
+def _faults(group: Group) -> Iterator[str]:
+    """Where lengths disagree or an index points outside what it indexes."""
+    for t, trajectory in enumerate(group.trajectories):
+        for s, segment in enumerate(trajectory.segments):
+            yield from (f"trajectory {t}, segment {s}: {fault}" for fault in _segment_faults(segment))
+        yield from (f"trajectory {t}: {fault}" for fault in _lineage_faults(group, trajectory))
+    for r, row in enumerate(group.rows):
+        yield from (f"row {r}: {fault}" for fault in _row_faults(group, row))
+
+
+def _segment_faults(segment: Segment) -> Iterator[str]:
+    n, logprobs, versions = len(segment.token_ids), len(segment.behaviour_logprobs), len(segment.policy_versions)
+    expected = n if segment.sampled else 0
+    if (logprobs, versions) != (expected, expected):
+        yield (
+            f"{n} {segment.role} tokens with {logprobs} log-probs and {versions} policy versions, "
+            f"expected {expected} of each"
+        )
+    if n and segment.token_ids.min() < 0:
+        yield f"token id {segment.token_ids.min()}"
+    if versions and segment.policy_versions.min() < 0:
+        yield f"policy version {segment.policy_versions.min()}"
+    if not np.isfinite(segment.behaviour_logprobs).all():
+        yield "a log-prob that is no finite number"
+
+
+def _lineage_faults(group: Group, trajectory: Trajectory) -> Iterator[str]:
+    if trajectory.sketch is not None and trajectory.sketch < 0:
+        yield f"sketch {trajectory.sketch}"
+    if trajectory.parent is None:
+        if trajectory.pivot is not None:
+            yield f"pivot {trajectory.pivot} without a parent"
+        return
+    if not 0 <= trajectory.parent < len(group.trajectories):
+        yield f"parent {trajectory.parent} of {len(group.trajectories)} trajectories"
+    elif trajectory.pivot is not None:
+        segments = len(group.trajectories[trajectory.parent].segments)
+        if not 0 <= trajectory.pivot < segments:
+            yield f"pivot {trajectory.pivot} of its parent's {segments} segments"
+
+
+def _row_faults(group: Group, row: Row) -> Iterator[str]:
+    if not 0 <= row.trajectory < len(group.trajectories):
+        yield f"trajectory {row.trajectory} of {len(group.trajectories)}"
+        return
+    trajectory = group.trajectories[row.trajectory]
+    segments = len(trajectory.segments)
+    if trajectory.verdict is Verdict.FAILED:
+        yield f"trajectory {row.trajectory} failed and is no training data"
+    if not 0 <= row.first < segments:
+        yield f"first segment {row.first} of {segments}"
+    for credit in row.credits:
+        if not 0 <= credit.first < credit.last <= segments:
+            yield f"a credit for segments [{credit.first}, {credit.last}) of {segments}"

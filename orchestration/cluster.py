@@ -1,0 +1,173 @@
+"""Where a run lives: the Ray cluster it joins or starts, what it needs of it, and the handles of its actors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from configs.schema import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON_ENV = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"), "TOKENIZERS_PARALLELISM": "false"}
+# Two OpenMP threads on a busy machine spin on each other: small batches decode about 40 times slower.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+CPU_ENGINE_ENV = {
+    **ONE_THREAD,
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Only one function would be compiled, at the first request, for ten seconds; there is no gain on CPUs.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+QUIET_VLLM = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be reached or cannot hold the run; says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A kind of process: how many, and what each needs."""
+
+    name: str
+    count: int
+    cpus: float
+    gpus: float
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v > 0}
+
+
+def roles(config: RunConfig) -> list[Role]:
+    """The processes of a run that need room on the cluster. Driver and queue ride along on the head."""
+    rollout, ranks = config.rollout, config.deepspeed
+    return [
+        Role("learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank),
+        Role("rollout actor", rollout.actors, rollout.cpus_per_actor, rollout.gpus_per_actor * rollout.tensor_parallel),
+    ]
+
+
+def placement_plan(config: RunConfig) -> list[str]:
+    """The plan in words, one line a role and one for the sum."""
+    lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in roles(config)]
+    total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in roles(config)) for k in ("CPU", "GPU")}
+    where = config.cluster.address or f"inside a Ray job its cluster, else this machine ({config.cluster.local_cpus} logical CPUs)"
+    return [*lines, f"in all: {total['CPU']:g} CPU, {total['GPU']:g} GPU on {where}"]
+
+
+def missing_resources(needed: Sequence[Role], nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """What the nodes lack, one phrase each: sums over the cluster first, then single processes larger than any node."""
+    phrases = []
+    for kind in ("CPU", "GPU"):
+        wanted = sum(r.count * r.bundle.get(kind, 0.0) for r in needed)
+        there = sum(n.get(kind, 0.0) for n in nodes)
+        if wanted > there:
+            parts = " + ".join(f"{r.count} {r.name} x {r.bundle[kind]:g}" for r in needed if kind in r.bundle)
+            phrases.append(f"{wanted:g} {kind} needed ({parts}), {there:g} there")
+    for role in needed:
+        if not any(all(n.get(k, 0.0) >= v for k, v in role.bundle.items()) for n in nodes):
+            phrases.append(f"no single node has {role.bundle} for a {role.name}")
+    return phrases
+
+
+def connect(config: RunConfig) -> str:
+    """Join the cluster, or start Ray on this machine; returns the dashboard's address. Raises ClusterError."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    try:
+        if address:
+            _probe(address, config.cluster.placement_timeout_s)
+            # A job's working directory is set by Ray; anything else brings this folder along.
+            in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+            environment = None if in_job else {"working_dir": str(ROOT), "excludes": [".git", ".venv", "runs"]}
+            context = ray.init(address=address, runtime_env=environment, **quiet)
+        else:
+            context = ray.init(
+                address="local",  # never a left-over of an earlier Ray
+                num_cpus=config.cluster.local_cpus,
+                include_dashboard=config.cluster.dashboard,
+                dashboard_port=config.cluster.dashboard_port,
+                object_store_memory=config.cluster.object_store_mib << 20,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+                **quiet,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"cluster.address: cannot join Ray at {address or 'local'}: {_first_line(error)}") from error
+    return str(context.dashboard_url or "")
+
+
+def reserve(config: RunConfig) -> PlacementGroup:
+    """Reserve room for all processes at once. Raises ClusterError within cluster.placement_timeout_s, saying what lacks."""
+    needed = roles(config)
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    lacking = missing_resources(needed, nodes)
+    if lacking:
+        raise ClusterError(f"the cluster cannot place this run: {'; '.join(lacking)}: {_advice(config)}")
+    bundles = [r.bundle or {"CPU": 0.001} for r in needed for _ in range(r.count)]
+    group = placement_group(bundles, strategy="PACK", name=f"sesa-{config.run.name or 'run'}")
+    if not group.wait(config.cluster.placement_timeout_s):
+        free = {k: round(v, 2) for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        remove_placement_group(group)
+        raise ClusterError(
+            f"no room within {config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s): "
+            f"{'; '.join(placement_plan(config))}; free now: {free or 'nothing'}: {_advice(config)}"
+        )
+    return group
+
+
+def _advice(config: RunConfig) -> str:
+    grow = "add nodes" if config.cluster.address or "RAY_ADDRESS" in os.environ else "raise cluster.local_cpus"
+    return f"lower rollout.actors or deepspeed.ranks, or {grow}"
+
+
+def spawn(cls: type, role: Role, first_bundle: int, group: PlacementGroup, env: Mapping[str, str], arguments: Sequence[Sequence[Any]]) -> list[ActorHandle]:
+    """One named actor a bundle; arguments: one list a process."""
+    remote = ray.remote(cls)
+    return [
+        remote.options(
+            name=f"{role.name} {i} ({os.getpid()})",
+            num_cpus=role.cpus,
+            num_gpus=role.gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first_bundle + i),
+            runtime_env={"env_vars": dict(env)},
+        ).remote(*own)
+        for i, own in enumerate(arguments)
+    ]
+
+
+def engine_env(config: RunConfig) -> dict[str, str]:
+    on_gpu = config.rollout.gpus_per_actor > 0
+    return {**COMMON_ENV, **QUIET_VLLM, **({} if on_gpu else CPU_ENGINE_ENV)}
+
+
+def learner_env(config: RunConfig) -> dict[str, str]:
+    return {**COMMON_ENV, **QUIET_VLLM, **({} if config.deepspeed.gpus_per_rank > 0 else ONE_THREAD)}
+
+
+def _probe(address: str, timeout_s: float) -> None:
+    """Ray itself waits for minutes on an address that answers nothing."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local") or not port.isdigit():
+        return
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=3.0):
+                return
+        except OSError as error:
+            if isinstance(error, ConnectionRefusedError | socket.gaierror) or time.monotonic() > deadline:
+                raise ConnectionError(f"nothing answers there ({error})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

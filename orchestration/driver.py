@@ -1,0 +1,61 @@
+"""The loop: tickets become groups, groups an update, an update new weights for the actors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorHandle
+
+from configs.schema import RunConfig
+from learner.rank import UpdateSums
+from orchestration.checkpoints import write_checkpoint
+from orchestration.dispatch import Dispatcher
+from orchestration.learners import Learners
+from orchestration.recorder import Recorder
+from orchestration.replay_queue import Taken
+from orchestration.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    config: RunConfig
+    folder: RunFolder
+    dispatcher: Dispatcher
+    replay: ActorHandle
+    learners: Learners
+    recorder: Recorder
+
+    async def train(self) -> None:
+        """All updates of the run. While the learner works, actors go on sampling as far as the lag bound allows."""
+        await self.recorder.begin()
+        self.dispatcher.issue()
+        for version in range(self.config.run.updates):
+            with self.recorder.learner_waits():
+                taken, payloads = await self._next_batch(version)
+            sums = await self._learn(taken, payloads)
+            sync_s = await self.learners.broadcast()
+            self.dispatcher.advance(version + 1)
+            await self.recorder.record(version + 1, taken, sums, sync_s, payloads)
+            if self._checkpoint_due(version + 1):
+                await write_checkpoint(self.config, self.folder, self.learners, self.dispatcher.ledger, version + 1)
+        await self.dispatcher.stop()
+
+    async def _next_batch(self, version: int) -> tuple[Taken, ray.ObjectRef]:
+        """Wait for a whole batch within the lag bound; what is too old is dropped, counted and replaced."""
+        while True:
+            size = await self.dispatcher.batch_ready()
+            taken_ref, payloads = self.replay.take.options(num_returns=2).remote(size, version)
+            taken: Taken = await taken_ref
+            self.dispatcher.book_batch(taken)
+            if taken.fresh:
+                return taken, payloads
+
+    async def _learn(self, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
+        sums = await self.learners.update(payloads)
+        self.dispatcher.book_trained(taken)
+        return sums
+
+    def _checkpoint_due(self, update: int) -> bool:
+        every = self.config.checkpoint.every
+        return update == self.config.run.updates or bool(every and update % every == 0)

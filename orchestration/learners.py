@@ -1,0 +1,74 @@
+"""The driver's side of the ZeRO-3 ranks: every call goes to all of them and has a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from configs.schema import RunConfig
+from learner.rank import UpdateSums, add_up
+
+
+class LearnerError(RuntimeError):
+    """The learner cannot go on; names the rank or what it was asked."""
+
+
+class Learners:
+    def __init__(self, config: RunConfig, ranks: Sequence[ActorHandle]) -> None:
+        self._config, self._ranks = config, ranks
+        self._version = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._ranks)
+
+    async def start(self) -> int:
+        """Bring the ranks together; returns the policy's number of parameters."""
+        address, port = await self._within("find a port", self._ranks[0].address.remote())
+        return int((await self._all("start", address, port))[0])
+
+    async def connect(self, actors: Sequence[ActorHandle]) -> None:
+        """Open the weight group with the actors and send them the weights as they are."""
+        address, port = await self._within("find a port", self._ranks[0].address.remote())
+        await self._all("connect", list(actors), address, port)
+        await self.broadcast()
+
+    async def update(self, payloads: ray.ObjectRef) -> UpdateSums:
+        """One update on a batch of encoded groups; the batch itself does not pass through the driver."""
+        sums = add_up(await self._all("update", payloads))
+        self._version += 1
+        return sums
+
+    async def score(self, payloads: Sequence[bytes]) -> UpdateSums:
+        """Engine against learner log-probs of groups that were sampled under the learner's own version."""
+        return add_up(await self._all("score", ray.put(list(payloads))))
+
+    async def broadcast(self) -> float:
+        """Give every actor the learner's weights; seconds."""
+        return max(await self._all("broadcast", self._version))
+
+    async def save(self, folder: str) -> None:
+        await self._all("save", folder)
+
+    async def export(self, folder: str) -> None:
+        await self._all("export", folder)
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        return list(await self._within(method, asyncio.gather(*calls)))
+
+    async def _within(self, what: str, call: Awaitable[Any]) -> Any:
+        limit_s = self._config.deepspeed.timeout_s
+        try:
+            return await asyncio.wait_for(wait_for_ref(call), limit_s)
+        except TimeoutError:
+            raise LearnerError(f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s)") from None
+
+
+async def wait_for_ref(call: Awaitable[Any]) -> Any:
+    """Ray's object references can be awaited but are no coroutines, which asyncio's tasks and time limits ask for."""
+    return await call

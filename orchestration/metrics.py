@@ -1,0 +1,183 @@
+"""What a run reports: a line an update (metrics.jsonl), and its summary (summary.json)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMetrics:
+    """One update. Of its batch unless said otherwise; "cumulative" counts from the run's start; shares are 0 to 1."""
+
+    update: int
+    """Updates done, this one included."""
+    time_s: float
+    """Seconds since the run's start; goes on where a resumed run left off."""
+    reward_mean: float
+    """Mean reward of the solutions sampled since the update before, dropped groups included, failed ones not."""
+    success: float
+    """Share of solved ones among the same solutions; of the sampler's own prompts, so guided where it guides."""
+    loss: float
+    """The whole loss, all streams, before the step."""
+    entropy: float
+    """Mean entropy of the policy at the trained tokens, nats."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    clip_share: float
+    """Share of trained tokens whose ratio was clipped."""
+    importance_mean: float
+    """Mean truncated importance weight of the trained tokens: learner over engine, capped."""
+    logprob_abs_diff_mean: float | None
+    """Mean |learner's - engine's log-prob|, nats, of tokens of the learner's own version; None without such tokens."""
+    logprob_abs_diff_max: float | None
+    """The largest of those; None without such tokens."""
+    groups: int
+    """Groups trained."""
+    trajectories: int
+    """Trajectories in those groups."""
+    tokens_trained: int
+    """Tokens with a loss."""
+    generated_tokens: int
+    """Tokens sampled by all actors, dropped ones included; cumulative."""
+    rollout_tokens_per_s: float
+    """Tokens sampled by all actors in a second, since the update before."""
+    learner_tokens_per_s: float
+    """Tokens, contexts included, the learner worked through in a second of its step."""
+    policy_lag_mean: float
+    """Mean lag of the batch's groups: the learner's version minus their oldest token's, updates."""
+    policy_lag_max: int
+    """The largest of those lags."""
+    queue_groups: int
+    """Groups left in the queue."""
+    queue_bytes: int
+    """Their messages' bytes."""
+    filtered: int
+    """Tickets dropped for lack of signal; cumulative."""
+    stale: int
+    """Tickets dropped for their lag; cumulative."""
+    failed: int
+    """Tickets given up after their attempts; cumulative."""
+    duplicate_sketches: int
+    """Sketches sampled since the update before that repeated an earlier one of their list."""
+    unparsable_sketches: int
+    """Sketches that could not be read."""
+    distinct_sketches_share: float | None
+    """Share of sketches that were readable and new in their list; None where none were drafted."""
+    distinct_answers_mean: float
+    """Mean number of different answers in a group sampled since the update before."""
+    zero_advantage_share: float
+    """Share of the groups sampled since the update before whose rewards were all equal."""
+    weight_sync_s: float
+    """Seconds from the first bucket sent to the last actor resumed."""
+    learner_idle_share: float
+    """Share of the time since the update before in which the learner waited for a batch."""
+    actor_idle_share: float
+    """Share of that time in which an engine had nothing to sample, mean of the actors."""
+    lr: float
+    """Learning rate of the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The whole run: the keys of summary.json. Success is of held-out seeds with the plain prompt."""
+
+    env: str
+    sampler: str
+    seed: int
+    updates: int
+    success_before: float
+    success_after: float
+    success_gain_ci95: tuple[float, float]
+    """95 % interval of success_after - success_before, paired by seed."""
+    pass_at_k_before: Mapping[str, float]
+    """{"8": x}: chance that at least one of k samples solves it."""
+    pass_at_k_after: Mapping[str, float]
+    distinct_solutions_after: float
+    """Mean number of different solutions among the samples of a seed."""
+    tickets: Mapping[str, int]
+    """issued, trained, filtered, stale, failed, cancelled."""
+    ledger_balanced: bool
+    generated_tokens: int
+    rollout_tokens_per_s: float
+    learner_tokens_per_s: float
+    weight_sync_s_mean: float
+    learner_idle_fraction: float
+    actor_idle_fraction: float
+    logprob_abs_diff_mean: float | None
+    """Of tokens of the learner's own version, nats; None where a run trained none."""
+    logprob_abs_diff_max: float | None
+    policy_lag_max: int
+    wall_s: float
+
+
+class MetricsLog:
+    """Appends a line of JSON an update. A line that a crash left unfinished is cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        _cut_unfinished_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, metrics: UpdateMetrics) -> None:
+        """Write one line and hand it to the system; NaN and infinities become null."""
+        self._file.write(json.dumps(_finite(asdict(metrics)), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The finished lines in the order of their updates; of an update done again after a resume the last line counts.
+
+    Raises FileNotFoundError, and ValueError naming the line that is no JSON object with an `update`.
+    """
+    lines: dict[int, dict[str, Any]] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not text.endswith("\n"):
+            break
+        try:
+            line = json.loads(text)
+            lines[int(line["update"])] = line
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: line {number} is no line of metrics: {error}") from error
+    return [lines[update] for update in sorted(lines)]
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write summary.json whole or not at all; NaN and infinities become null."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(_finite(asdict(summary)), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

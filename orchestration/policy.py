@@ -1,0 +1,92 @@
+"""Which policy a run starts from: the one `model.path` names, or a small one warmed up on this machine and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from configs.schema import RunConfig
+from envs.registry import make_env
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Far above the seeds of any ticket or evaluation: no demonstration is played on a map that is trained on or measured.
+FIRST_DEMONSTRATION_SEED = 1 << 48
+SOURCES = Path(__file__).resolve().parent.parent
+
+
+class PolicyError(ValueError):
+    """The policy cannot be had; one line that names the setting at fault."""
+
+
+def ensure_policy(config: RunConfig, say: Callable[[str], None]) -> Path:
+    """Folder (or hub id) of the policy to start from; makes the small one if it is not there yet (about 90 s).
+
+    `say` gets a line before anything slow. Raises PolicyError.
+    """
+    if config.model.path is not None:
+        return _check(config.model.path)
+    cache = Path(config.model.warmup.cache).expanduser()
+    folder = cache / f"policy-{_key(config)}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _warm_up(config, folder, say)
+    return folder
+
+
+def _check(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if HUB_ID.fullmatch(path):
+            return Path(path)
+        raise PolicyError(f"model.path: {path} is not a folder, nor a hub id (owner/name)")
+    if not (folder / "config.json").is_file():
+        raise PolicyError(f"model.path: {path} holds no model in Hugging Face format (no config.json)")
+    if not _has_chat_template(folder):
+        raise PolicyError(f"model.path: the tokenizer in {path} has no chat template")
+    return folder
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def _key(config: RunConfig) -> str:
+    """Equal for runs that would make the same policy: the settings and the sources that shape it."""
+    digest = hashlib.sha256()
+    facts = {
+        "env": config.env.model_dump(),
+        "warmup": config.model.warmup.model_dump(exclude={"cache"}),
+        "max_model_len": config.model.max_model_len,
+    }
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for source in [*sorted((SOURCES / "envs").glob("*.py")), SOURCES / "learner" / "warmup.py"]:
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _warm_up(config: RunConfig, folder: Path, say: Callable[[str], None]) -> None:
+    # Imported here: torch and transformers take seconds, and a run with a policy at hand needs neither.
+    from learner.warmup import make_policy
+
+    settings = config.model.warmup
+    env = make_env(config.env)
+    say(f"warming up a small policy, once for these settings: {settings.demonstrations} demonstrations")
+    seeds = range(FIRST_DEMONSTRATION_SEED, FIRST_DEMONSTRATION_SEED + settings.demonstrations)
+    conversations = [env.demonstrate(seed, settings.skill) for seed in seeds]
+    try:
+        report = make_policy(conversations, settings, config.model.max_model_len, folder)
+    except ValueError as error:
+        raise PolicyError(f"model.warmup: {error}") from error
+    say(
+        f"made {folder} in {report.seconds:.0f} s: {report.parameters / 1e6:.2f} M parameters, "
+        f"{report.tokens / 1e6:.2f} M tokens, loss {report.loss:.3f}"
+    )

@@ -1,0 +1,203 @@
+"""report.html: one page on a run that needs nothing but a browser, from the files of the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from orchestration.charts import Chart, short
+from orchestration.metrics import read_metrics
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1c1e21; --dim: #63686f; --rule: #e3e4e6;
+  --line-0: #2563c9; --line-1: #c2571a; --good: #1f8a4c; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f24; --text: #e7e8ea; --dim: #9aa0a8;
+  --rule: #31353c; --line-0: #74a7ff; --line-1: #f0a06a; --good: #5bc98a; --bad: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere; }
+h2 { margin: 2rem 0 .6rem; font-size: 1.1rem; }
+.dim { color: var(--dim); }
+.bad { color: var(--bad); }
+.card { background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: .9rem 1rem;
+  overflow-x: auto; }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+.charts h3 { margin: 0 0 .3rem; font-size: .95rem; display: flex; flex-wrap: wrap; gap: 0 .9rem; }
+.charts h3 span { font-weight: normal; }
+.key-0 { color: var(--line-0); } .key-1 { color: var(--line-1); }
+svg { display: block; width: 100%; height: auto; }
+svg path { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+svg .grid { stroke: var(--rule); stroke-width: 1; }
+svg .label { fill: var(--dim); font-size: 11px; }
+svg path.line-0 { stroke: var(--line-0); } svg path.line-1 { stroke: var(--line-1); }
+svg circle.line-0 { fill: var(--line-0); } svg circle.line-1 { fill: var(--line-1); }
+svg .faint { opacity: .3; stroke-width: 1; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: right;
+  font-variant-numeric: tabular-nums; }
+th { font-weight: normal; color: var(--dim); }
+th:first-child, td:first-child { text-align: left; }
+tr:last-child td { border-bottom: 0; }
+.gain { margin: 0 0 .7rem; font-size: 1.15rem; }
+.bar { display: grid; grid-template-columns: 4rem 1fr 4rem; gap: .7rem; align-items: center; margin: .3rem 0; }
+.bar div { background: var(--rule); border-radius: .3rem; height: .9rem; overflow: hidden; }
+.bar i { display: block; height: 100%; background: var(--dim); }
+.bar.after i { background: var(--good); }
+pre { margin: 0; font: .85rem/1.45 ui-monospace, monospace; }
+summary { cursor: pointer; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html into a finished run's folder, and return its path.
+
+    Reads config.yaml, metrics.jsonl and summary.json. Raises FileNotFoundError naming the one that is missing.
+    """
+    summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+    lines = read_metrics(run_folder / "metrics.jsonl")
+    config = (run_folder / "config.yaml").read_text(encoding="utf-8")
+    name = run_folder.resolve().name
+    body = "\n".join(
+        (
+            _head(name, summary),
+            f"<h2>Success on held-out seeds</h2>{_success(summary)}",
+            f"<h2>Figures</h2>{_figures(summary)}",
+            f'<h2>Curves</h2><div class="charts">{"".join(_curves(lines))}</div>',
+            f"<h2>Tickets</h2>{_tickets(summary)}",
+            '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
+            f"<pre>{escape(config)}</pre></details>",
+        )
+    )
+    path = run_folder / "report.html"
+    partial = path.with_name("report.html.partial")
+    partial.write_text(_PAGE.format(name=escape(name), style=_STYLE, body=body), encoding="utf-8")
+    return partial.replace(path)
+
+
+def _head(name: str, summary: dict[str, Any]) -> str:
+    about = f"{summary['env']}, sampler {summary['sampler']}, seed {summary['seed']}, {summary['updates']} updates"
+    return f'<h1>{escape(name)}</h1><div class="dim">{escape(about)}, {_duration(summary["wall_s"])}</div>'
+
+
+def _success(summary: dict[str, Any]) -> str:
+    before, after = summary["success_before"], summary["success_after"]
+    low, high = summary["success_gain_ci95"]
+    gain = "–" if before is None or after is None else f"{100 * (after - before):+.1f} points"
+    interval = "" if low is None or high is None else f" (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+    bars = "".join(
+        f'<div class="bar {when}"><span>{when}</span><div><i style="width:{100 * (share or 0):.1f}%"></i></div>'
+        f"<span>{_percent(share)}</span></div>"
+        for when, share in (("before", before), ("after", after))
+    )
+    note = '<div class="dim">Plain prompt, without sketches.</div>'
+    return f'<div class="card"><p class="gain"><strong>{gain}</strong>{interval}</p>{bars}{note}</div>'
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    rows = [("", "before", "after"), ("success", *map(_percent, (summary["success_before"], summary["success_after"])))]
+    for k, before in summary["pass_at_k_before"].items():
+        rows.append((f"pass@{k}", _percent(before), _percent(summary["pass_at_k_after"].get(k))))
+    rows.append(("different solutions of a seed", "", _number(summary["distinct_solutions_after"])))
+    whole = [
+        ("tokens sampled", _number(summary["generated_tokens"])),
+        ("tokens sampled in a second", _number(summary["rollout_tokens_per_s"])),
+        ("tokens learned in a second", _number(summary["learner_tokens_per_s"])),
+        ("weight broadcast, mean", f"{_number(summary['weight_sync_s_mean'])} s"),
+        ("learner idle", _percent(summary["learner_idle_fraction"])),
+        ("actors idle", _percent(summary["actor_idle_fraction"])),
+        ("log-probs, learner against engine, mean", _number(summary["logprob_abs_diff_mean"])),
+        ("log-probs, learner against engine, largest", _number(summary["logprob_abs_diff_max"])),
+        ("largest policy lag", f"{_number(summary['policy_lag_max'])} updates"),
+    ]
+    return _table(rows) + "<br>" + _table([("the whole run", ""), *whole])
+
+
+def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The learning curves, each a card."""
+    updates = [line["update"] for line in lines]
+
+    def card(title: str, *series: tuple[str, str], whole_share: bool = False) -> str:
+        values = [(legend, [line.get(key) for line in lines]) for legend, key in series]
+        keys = "".join(
+            f'<span class="key-{i}">{escape(legend)} {_latest(column)}</span>'
+            for i, (legend, column) in enumerate(values)
+        )
+        return (
+            f'<div class="card"><h3>{escape(title)}{keys}</h3>{Chart(title, updates, values, whole_share).svg()}</div>'
+        )
+
+    return [
+        card("Reward", ("mean", "reward_mean")),
+        card("Success while training", ("share", "success"), whole_share=True),
+        card("Entropy, nats", ("mean", "entropy")),
+        card("Different answers of a group", ("mean", "distinct_answers_mean")),
+        card("Policy lag, updates", ("mean", "policy_lag_mean"), ("largest", "policy_lag_max")),
+        card("Tokens in a second", ("sampled", "rollout_tokens_per_s"), ("learned", "learner_tokens_per_s")),
+        card("Idle share", ("actors", "actor_idle_share"), ("learner", "learner_idle_share"), whole_share=True),
+    ]
+
+
+def _latest(column: Sequence[float | None]) -> str:
+    known = [value for value in column if value is not None]
+    return short(known[-1]) if known else "–"
+
+
+def _tickets(summary: dict[str, Any]) -> str:
+    tickets = summary["tickets"]
+    issued = tickets["issued"]
+    rows = [("", "tickets", "share")]
+    rows += [(state, _number(n), _percent(n / issued if issued else None)) for state, n in tickets.items()]
+    balanced = (
+        "The ledger balances." if summary["ledger_balanced"] else '<b class="bad">The ledger does not balance.</b>'
+    )
+    return _table(rows) + f'<div class="dim">{balanced}</div>'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A card with a table; the first row is its head. All text is escaped."""
+    tags = ("th", *["td"] * (len(rows) - 1))
+    body = "".join(
+        f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>"
+        for tag, row in zip(tags, rows, strict=True)
+    )
+    return f'<div class="card"><table>{body}</table></div>'
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

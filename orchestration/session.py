@@ -1,0 +1,146 @@
+"""One run from its folder to its summary: start what it needs, train between two evaluations, leave everything in place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from actors.rollout_actor import RolloutActor
+from configs.load import to_yaml
+from configs.schema import RunConfig
+from learner.rank import LearnerRank
+from orchestration import cluster
+from orchestration.checkpoints import export_policy
+from orchestration.cluster import ClusterError
+from orchestration.console import Console
+from orchestration.dispatch import Dispatcher, RolloutError
+from orchestration.driver import Driver
+from orchestration.evaluate import Evaluation, EvaluationError, evaluate
+from orchestration.learners import LearnerError, Learners, wait_for_ref
+from orchestration.ledger import Ledger, LedgerError
+from orchestration.policy import PolicyError, ensure_policy
+from orchestration.recorder import Recorder
+from orchestration.replay_queue import ReplayQueue
+#REPORT
+from orchestration.run_folder import RunFolder, RunFolderError
+
+START_ERRORS = (ClusterError, PolicyError, RunFolderError)
+RUN_ERRORS = (RolloutError, LearnerError, LedgerError, EvaluationError, RayError)
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The handles of everything that runs beside the driver."""
+
+    replay: ActorHandle
+    actors: list[ActorHandle]
+    ranks: list[ActorHandle]
+
+
+def run_session(config: RunConfig, config_name: str) -> None:
+    """The whole run. Whatever fails before training leaves no run folder behind."""
+    began = time.monotonic()
+    folder = RunFolder.reserve(config.run, config_name)
+    begun = False
+    try:
+        with Console(config, began) as console:
+            policy = str(ensure_policy(config, console.say))
+            with joined_cluster(config, console) as group:
+                processes = spawn_processes(config, policy, group)
+                folder.config.write_text(to_yaml(config))
+                begun = True
+                asyncio.run(_run(config, folder, processes, console, began))
+    except BaseException:
+        if not begun:
+            folder.discard()
+        raise
+
+
+@contextmanager
+def joined_cluster(config: RunConfig, console: Console) -> Iterator[cluster.PlacementGroup]:
+    """The run's room on a Ray cluster, given back at the end."""
+    dashboard = cluster.connect(config)
+    try:
+        console.say(f"Ray dashboard: http://{dashboard}" if dashboard else "Ray runs without its dashboard")
+        group = cluster.reserve(config)
+        for line in cluster.placement_plan(config):
+            console.say(line)
+        yield group
+        cluster.remove_placement_group(group)
+    finally:
+        ray.shutdown()
+
+
+def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGroup) -> Processes:
+    """Start queue, learner ranks and rollout actors; they come up side by side."""
+    learner_role, actor_role = cluster.roles(config)
+    replay = ray.remote(ReplayQueue).options(name=f"replay queue ({os.getpid()})", num_cpus=0).remote(config.queue)
+    ranks = cluster.spawn(
+        LearnerRank, learner_role, 0, group, cluster.learner_env(config),
+        [(config, policy, i) for i in range(learner_role.count)],
+    )  # fmt: skip
+    actors = cluster.spawn(
+        RolloutActor, actor_role, learner_role.count, group, cluster.engine_env(config),
+        [(config, policy, i, replay) for i in range(actor_role.count)],
+    )  # fmt: skip
+    return Processes(replay, actors, ranks)
+
+
+async def _run(config: RunConfig, folder: RunFolder, processes: Processes, console: Console, began: float) -> None:
+    learners = Learners(config, processes.ranks)
+    # Engines are up before the ranks are: they evaluate the policy as it came while the ranks start.
+    _, before = await asyncio.gather(_start_learners(learners, console), _first_evaluation(config, processes, console))
+    await learners.connect(processes.actors)
+    console.say(f"weights sent to {len(processes.actors)} actors; training begins {time.monotonic() - began:.0f} s after the start")
+    with closing(Ledger(folder.ledger)) as ledger:
+        dispatcher = Dispatcher(config, processes.actors, ledger)
+        with Recorder(config, folder, console, processes, learners, dispatcher, began) as recorder:
+            await recorder.compare_logprobs(before)
+            driver = Driver(config, folder, dispatcher, processes.replay, learners, recorder)
+            try:
+                await driver.train()
+            finally:
+                await dispatcher.stop()
+            after = await evaluate(config, processes.actors)
+            await recorder.compare_logprobs(after)
+            await export_policy(folder, learners)
+            summary = recorder.write_summary(before, after)
+    low, high = summary.success_gain_ci95
+    console.say(
+        f"success {before.success:.3f} -> {after.success:.3f}: gain {after.success - before.success:+.3f} "
+        f"(95 % interval {low:+.3f} to {high:+.3f}) on {config.eval.episodes} held-out episodes"
+    )
+#R2
+
+
+async def _start_learners(learners: Learners, console: Console) -> None:
+    parameters = await learners.start()
+    console.say(f"learner: {parameters / 1e6:.2f} M parameters on {learners.count} ZeRO-3 ranks")
+
+
+async def _first_evaluation(config: RunConfig, processes: Processes, console: Console) -> Evaluation:
+    await _actors_ready(config, processes.actors)
+    console.say(f"{len(processes.actors)} rollout actors are up; evaluating the policy as it came")
+    before = await evaluate(config, processes.actors)
+    console.say(f"success before training: {before.success:.3f} on {config.eval.episodes} held-out episodes")
+    return before
+
+
+async def _actors_ready(config: RunConfig, actors: Sequence[ActorHandle]) -> None:
+    """Wait for every engine. Raises RolloutError naming the actors that are late."""
+    limit_s = config.rollout.start_timeout_s
+    tasks = [asyncio.ensure_future(wait_for_ref(actor.ready.remote())) for actor in actors]
+    _, late = await asyncio.wait(tasks, timeout=limit_s)
+    if late:
+        names = ", ".join(str(i) for i, task in enumerate(tasks) if task in late)
+        raise RolloutError(f"rollout actor {names} was not up within {limit_s:g} s (rollout.start_timeout_s)")
+    for task in tasks:
+        task.result()

@@ -1,0 +1,335 @@
+"""Groups as messages: what goes in comes out, and whatever else comes in is one `CodecError`."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import astuple, fields, is_dataclass, replace
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from envs.codec import SCHEMA_VERSION, CodecError, Header, decode_group, encode_group, read_header
+from envs.trajectory import (
+    SAMPLED_ROLES,
+    Credit,
+    Group,
+    GroupStats,
+    Role,
+    Row,
+    Segment,
+    Stream,
+    Ticket,
+    Trajectory,
+    Verdict,
+    no_floats,
+    no_ints,
+)
+from envs.wire import kind
+
+COUNTS = st.integers(0, 2**63 - 1)
+REWARDS = st.floats(-1e9, 1e9)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+TOKENS = st.integers(0, 2**31 - 1)
+
+
+def ints(*values: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.array(values, np.int32)
+
+
+def answer(*token_ids: int, version: int = 0) -> Segment:
+    n = len(token_ids)
+    return Segment(Role.ANSWER, ints(*token_ids), np.full(n, -0.5, np.float32), np.full(n, version, np.int32))
+
+
+def prompt(*token_ids: int) -> Segment:
+    return Segment(Role.PROMPT, ints(*token_ids), no_floats(), no_ints())
+
+
+def small_group() -> Group:
+    """Two solutions of three tokens each, one solved."""
+    solved = Trajectory((prompt(1, 2), answer(3, 4, 5, version=7)), Verdict.SOLVED, 1.0, answer="up", sketch=0)
+    wrong = Trajectory((prompt(1, 2), answer(6, 7, 8, version=6)), Verdict.WRONG, 0.0, parent=0, pivot=1)
+    rows = (
+        Row(0, 1, (Credit(1, 2, Stream.SOLUTION, "all", 1.0),)),
+        Row(1, 1, (Credit(1, 2, Stream.SOLUTION, "all", 0.0, 0.5),), ints(1, 2), 2.0),
+    )
+    return Group(Ticket(3, "frozen_lake", 11, attempt=1), "parallel", (solved, wrong), rows, GroupStats(env_steps=4))
+
+
+def same(a: object, b: object) -> bool:
+    """Equality of records that hold arrays, types included."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
+    if is_dataclass(a):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> Segment:
+    role = draw(st.sampled_from(Role))
+    n = draw(st.integers(0, 6))
+    ids = draw(arrays(np.int32, n, elements=TOKENS))
+    if role not in SAMPLED_ROLES:
+        return Segment(role, ids, no_floats(), no_ints())
+    logprobs = draw(arrays(np.float32, n, elements=st.floats(-50, 0, width=32)))
+    return Segment(role, ids, logprobs, draw(arrays(np.int32, n, elements=TOKENS)))
+
+
+@st.composite
+def rows(draw: st.DrawFn, trajectories: list[Trajectory]) -> Row:
+    number, last = draw(st.sampled_from([(i, len(t.segments)) for i, t in enumerate(trajectories)]))
+    credit_at = st.integers(0, last - 1).flatmap(lambda first: st.tuples(st.just(first), st.integers(first + 1, last)))
+    credits = draw(st.lists(st.tuples(credit_at, st.sampled_from(Stream), TEXT, REWARDS, REWARDS), max_size=3))
+    return Row(
+        number,
+        draw(st.integers(0, last - 1)),
+        tuple(Credit(*span, stream, baseline, reward, weight) for span, stream, baseline, reward, weight in credits),
+        draw(st.none() | arrays(np.int32, st.integers(0, 5), elements=TOKENS)),
+        draw(st.none() | REWARDS),
+    )
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> Group:
+    trajectories: list[Trajectory] = []
+    for _ in range(draw(st.integers(0, 4))):
+        parent = draw(st.none() | st.integers(0, len(trajectories) - 1)) if trajectories else None
+        pivot = None if parent is None else draw(st.none() | st.integers(0, len(trajectories[parent].segments) - 1))
+        trajectories.append(
+            Trajectory(
+                tuple(draw(st.lists(segments(), min_size=1, max_size=4))),
+                draw(st.sampled_from([Verdict.SOLVED, Verdict.WRONG, Verdict.UNPARSABLE])),
+                draw(REWARDS),
+                draw(TEXT),
+                draw(st.none() | COUNTS),
+                parent,
+                pivot,
+                draw(TEXT),
+            )
+        )
+    return Group(
+        Ticket(draw(COUNTS), draw(TEXT), draw(COUNTS), draw(COUNTS)),
+        draw(TEXT),
+        tuple(trajectories),
+        tuple(draw(st.lists(rows(trajectories), max_size=4))) if trajectories else (),
+        GroupStats(*(draw(COUNTS) for _ in fields(GroupStats))),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(groups())
+def test_what_is_encoded_decodes_equal_and_the_header_tells_of_it(group: Group) -> None:
+    data = encode_group(group)
+    assert same(decode_group(data), group)
+    assert encode_group(decode_group(data)) == data
+    assert read_header(data) == Header(
+        group.ticket.index,
+        group.ticket.attempt,
+        group.oldest_version,
+        group.sampled_tokens,
+        len(group.trajectories),
+        len(group.rows),
+        group.has_signal,
+    )
+
+
+def test_the_format_of_this_schema_version_stays() -> None:
+    """Where this fails the format changed: raise SCHEMA_VERSION, then renew the digest."""
+    data = encode_group(small_group())
+    assert (SCHEMA_VERSION, len(data), zlib.crc32(data)) == (1, 346, 2747575982)
+
+
+def test_whole_rewards_arrive_as_floats() -> None:
+    group = small_group()
+    whole = replace(group, trajectories=(replace(group.trajectories[0], reward=1), group.trajectories[1]))
+    assert same(decode_group(encode_group(whole)), group)
+
+
+def test_decoded_arrays_are_read_only() -> None:
+    assert not decode_group(encode_group(small_group())).trajectories[0].segments[0].token_ids.flags.writeable
+
+
+def test_every_damaged_byte_is_noticed() -> None:
+    data = encode_group(small_group())
+    for i in range(len(data)):
+        for flip in (0x01, 0x80, 0xFF):
+            damaged = data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :]
+            for read in (read_header, decode_group):
+                with pytest.raises(CodecError):
+                    read(damaged)
+
+
+def test_every_truncation_and_anything_behind_is_noticed() -> None:
+    data = encode_group(small_group())
+    for n in range(len(data)):
+        with pytest.raises(CodecError):
+            read_header(data[:n])
+    with pytest.raises(CodecError, match="the header says"):
+        read_header(data + b"\x00")
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda rest: b"SESA" + rest))
+def test_foreign_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode_group(data)
+
+
+def message(body: object, *, packed: bytes | None = None, header: Header | None = None, version: int = 1) -> bytes:
+    """A message with a right length and CRC, whatever its body."""
+    body_bytes: bytes = msgpack.packb(body) if packed is None else packed
+    summary: bytes = msgpack.packb(astuple(header or read_header(encode_group(small_group()))))
+    crc = zlib.crc32(body_bytes, zlib.crc32(summary))
+    return b"".join((b"SESA", msgpack.packb((version, crc, len(body_bytes), summary)), body_bytes))
+
+
+def test_another_schema_version_names_both() -> None:
+    with pytest.raises(CodecError, match="schema version 9, this program reads version 1"):
+        decode_group(message([], version=9))
+
+
+def test_a_body_above_the_cap_is_not_read() -> None:
+    data = encode_group(small_group())
+    with pytest.raises(CodecError, match="at most 100 are read"):
+        decode_group(data, max_body_bytes=100)
+    with pytest.raises(CodecError, match="at most 100 are read"):
+        read_header(data, max_body_bytes=100)
+
+
+def test_a_header_that_disagrees_with_its_body_is_refused() -> None:
+    group = small_group()
+    body = kind(Group, "Group").write(group)
+    header = read_header(encode_group(group))
+    assert same(decode_group(message(body)), group)
+    with pytest.raises(CodecError, match="oldest_version=7"):
+        decode_group(message(body, header=replace(header, oldest_version=7)))
+
+
+Body = Any  # nested lists
+BREAKS: dict[str, tuple[Callable[[Body], object], str]] = {
+    "no list": (lambda _: 3, "Group: int instead of list"),
+    "field missing": (lambda b: b[:-1], "Group: 4 fields instead of 5"),
+    "ticket": (lambda b: b[0].__setitem__(0, "3"), "Ticket.index: str instead of int"),
+    "truth value": (lambda b: b[0].__setitem__(0, True), "Ticket.index: bool instead of int"),
+    "verdict": (lambda b: b[2][0].__setitem__(1, "won"), "Trajectory.verdict: 'won' is none of"),
+    "verdict's type": (lambda b: b[2][0].__setitem__(1, []), "Trajectory.verdict: .* is none of"),
+    "role": (lambda b: b[2][0][0][0].__setitem__(0, "judge"), "Segment.role: 'judge' is none of"),
+    "stream": (lambda b: b[3][0][2][0].__setitem__(2, "x"), "Credit.stream: 'x' is none of"),
+    "reward": (lambda b: b[2][0].__setitem__(2, None), "Trajectory.reward: NoneType instead of float"),
+    "nan": (lambda b: b[2][0].__setitem__(2, float("nan")), "Trajectory.reward: nan is no finite number"),
+    "array": (lambda b: b[2][0][0][0].__setitem__(1, [1, 2]), "Segment.token_ids: list instead of bytes"),
+    "half a token": (lambda b: b[2][0][0][0].__setitem__(1, b"123"), "3 bytes are no whole number of int32"),
+    "missing log-probs": (lambda b: b[2][0][0][1].__setitem__(2, b""), "3 answer tokens with 0 log-probs and 3 policy"),
+    "prompt's log-probs": (lambda b: b[2][0][0][0].__setitem__(2, b"1234"), "2 prompt tokens with 1 log-probs"),
+    "token id": (lambda b: b[2][0][0][0].__setitem__(1, b"\xff" * 4), "trajectory 0, segment 0: token id -1"),
+    "policy version": (lambda b: b[2][0][0][1].__setitem__(3, b"\xff" * 12), "policy version -1"),
+    "log-prob": (lambda b: b[2][0][0][1].__setitem__(2, struct.pack("<3f", 0, -np.inf, 0)), "no finite number"),
+    "parent": (lambda b: b[2][1].__setitem__(5, 2), "trajectory 1: parent 2 of 2 trajectories"),
+    "pivot": (lambda b: b[2][1].__setitem__(6, 2), "pivot 2 of its parent's 2 segments"),
+    "pivot alone": (lambda b: b[2][1].__setitem__(5, None), "pivot 1 without a parent"),
+    "sketch": (lambda b: b[2][0].__setitem__(4, -1), "trajectory 0: sketch -1"),
+    "row's trajectory": (lambda b: b[3][0].__setitem__(0, 2), "row 0: trajectory 2 of 2"),
+    "row's first": (lambda b: b[3][0].__setitem__(1, 2), "row 0: first segment 2 of 2"),
+    "failed": (lambda b: b[2][0].__setitem__(1, "failed"), "row 0: trajectory 0 failed and is no training data"),
+    "credit's last": (lambda b: b[3][0][2][0].__setitem__(1, 3), r"row 0: a credit for segments \[1, 3\) of 2"),
+    "credit's first": (lambda b: b[3][0][2][0].__setitem__(0, -1), r"row 0: a credit for segments \[-1, 2\) of 2"),
+    "many rows": (lambda b: b.__setitem__(3, [0] * 5000), "5000 exceeds max_array_len"),
+    "long text": (lambda b: b.__setitem__(1, "x" * (2**20 + 1)), "exceeds max_str_len"),
+    "a map": (lambda b: b.__setitem__(4, {"a": 1}), "1 exceeds max_map_len"),
+    "an extension": (lambda b: b.__setitem__(4, msgpack.Timestamp(1)), "exceeds max_ext_len"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_well_packed_body_of_the_wrong_shape_is_refused(name: str) -> None:
+    change, expected = BREAKS[name]
+    body = msgpack.unpackb(msgpack.packb(kind(Group, "Group").write(small_group())))
+    changed = change(body)
+    with pytest.raises(CodecError, match=expected):
+        decode_group(message(body if changed is None else changed))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        *(b"", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"),
+        *(b"\xc1", b"\x91" * 5000, b"\xdc\x0f\xff" * 3000, b"\xa1\xff", b"\x80\x80", b"\xd6\xff1234"),
+    ],
+    ids=lambda packed: packed[:6].hex() or "empty",
+)
+def test_absurd_bodies_are_refused_without_their_memory(packed: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode_group(message(None, packed=packed))
+
+
+def mistyped(value: object) -> Any:
+    """A value where the type checker would not let it be."""
+    return value
+
+
+GROUP_BREAKS: dict[str, tuple[Callable[[Group], Group], str]] = {
+    "int64": (
+        lambda g: with_segment(g, replace(answer(1), token_ids=np.array([1]))),
+        r"Segment.token_ids: an array of int64 \(1,\), expected int32 \(n,\)",
+    ),
+    "2-d": (
+        lambda g: with_segment(g, replace(answer(1), token_ids=ints(1)[None])),
+        r"an array of int32 \(1, 1\), expected int32 \(n,\)",
+    ),
+    "a list": (
+        lambda g: with_segment(g, replace(answer(1), token_ids=mistyped([1]))),
+        "Segment.token_ids: list instead of ndarray",
+    ),
+    "lengths": (lambda g: with_segment(g, replace(answer(1, 2), policy_versions=ints(1))), "2 answer tokens with 2"),
+    "numpy number": (
+        lambda g: replace(g, ticket=Ticket(mistyped(np.int64(1)), "x", 1)),
+        "Ticket.index: int64 instead of int",
+    ),
+    "no tuple": (lambda g: replace(g, rows=mistyped([])), "Group.rows: list instead of tuple"),
+    "nothing": (lambda g: replace(g, ticket=mistyped(None)), "Ticket: NoneType instead of Ticket"),
+    "seed": (lambda g: replace(g, ticket=Ticket(1, "x", 2**64)), "a group that cannot be packed"),
+    "text": (lambda g: replace(g, sampler="\ud800"), "a group that cannot be packed"),
+    "long text": (lambda g: replace(g, sampler="x" * (2**20 + 1)), "Group.sampler: more than 1048576 bytes of text"),
+    "many": (lambda g: replace(g, rows=g.rows * 3000), "Group.rows: 6000 of them, at most 4096"),
+    "row": (lambda g: replace(g, rows=(replace(g.rows[0], trajectory=2),)), "row 0: trajectory 2 of 2"),
+}
+
+
+def with_segment(group: Group, segment: Segment) -> Group:
+    first = replace(group.trajectories[0], segments=(segment,))
+    return replace(group, trajectories=(first, *group.trajectories[1:]))
+
+
+@pytest.mark.parametrize("name", GROUP_BREAKS)
+def test_a_group_that_breaks_its_contract_is_not_encoded(name: str) -> None:
+    change, expected = GROUP_BREAKS[name]
+    with pytest.raises(CodecError, match=expected):
+        encode_group(change(small_group()))
+
+
+def test_the_size_of_a_typical_message() -> None:
+    """8 solutions of 5 turns, 100 tokens of prompt, 10 of each answer and 40 of each observation: 16,396 bytes.
+
+    4 bytes a token, 8 more for a sampled one, under 40 a segment for its frame.
+    """
+    observation = replace(prompt(*range(40)), role=Role.OBSERVATION)
+    turns = (prompt(*range(100)), *(s for _ in range(5) for s in (answer(*range(10)), observation)))
+    solution = Trajectory(turns, Verdict.WRONG, 0.0)
+    solutions = tuple(Row(i, 1, (Credit(1, 11, Stream.SOLUTION, "all", 0.0),)) for i in range(8))
+    size = len(encode_group(Group(Ticket(0, "frozen_lake", 0), "parallel", (solution,) * 8, solutions)))
+    arrays_alone = 8 * (4 * (100 + 5 * 50) + 8 * 5 * 10)
+    assert arrays_alone < size < arrays_alone + 8 * (11 * 24 + 60)
+
+
+def test_a_hint_without_a_form_is_a_mistake_in_the_program() -> None:
+    with pytest.raises(TypeError, match=r"Ticket.seed: <class 'object'> has no form"):
+        kind(object, "Ticket.seed")

@@ -1,0 +1,179 @@
+"""The report page: self-contained, escaped, and drawn from what the run left."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import to_yaml
+from configs.schema import RunConfig
+from orchestration.charts import WIDTH, Chart, moving_average, short, ticks
+from orchestration.metrics import MetricsLog, write_summary
+from orchestration.report import write_report
+from tests.orchestration.test_metrics import SUMMARY, metrics
+
+MakeRun = Callable[..., Path]
+VOID = {"meta", "br", "path", "circle"}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Makes a run's folder of so many updates; keywords change the summary."""
+
+    def make_run(updates: int = 60, name: str = "a-run", **changes: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(RunConfig()))
+        write_summary(folder / "summary.json", replace(SUMMARY, **changes))
+        with MetricsLog(folder / "metrics.jsonl") as log:
+            for update in range(1, updates + 1):
+                log.append(metrics(update, reward_mean=math.nan if update % 7 == 0 else math.sin(update / 9)))
+        return folder
+
+    return make_run
+
+
+class Page(HTMLParser):
+    """Reads a page; notes its text, what it would fetch, and whether its tags nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [f"{tag} {value}" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+def test_the_page_tells_of_the_run(make_run: MakeRun) -> None:
+    folder = make_run()
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    for text in ("a-run", "frozen_lake, sampler sesa, seed 0, 100 updates, 3 min", "30.0 %", "60.0 %", "pass@8"):
+        assert text in page.text
+    for text in (
+        "+30.0 points",
+        "(95 % interval +25.0 to +35.0)",
+        "500,000",
+        "The ledger balances.",
+        "groups_per_update: 16",
+    ):
+        assert text in page.text
+    assert page.tags.count("svg") == 7
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html", "summary.json"]
+
+
+def test_it_needs_nothing_from_elsewhere_and_follows_the_readers_colours(make_run: MakeRun) -> None:
+    html = write_report(make_run()).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.fetched == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not any(sign in html for sign in ("url(", "@import", "http:", "https:"))
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+
+
+def test_all_text_is_escaped(make_run: MakeRun) -> None:
+    evil = "<script>alert('&')</script>"
+    folder = make_run(
+        name="<b>run&amp;", env=evil, sampler=evil, tickets={"issued": 1, evil: 1}, pass_at_k_before={evil: 1.0}
+    )
+    (folder / "config.yaml").write_text(evil)
+    html = write_report(folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert evil in page.text
+    assert "<b>run&amp;" in page.text
+
+
+def test_missing_values_are_dashes(make_run: MakeRun) -> None:
+    nothing = math.nan
+    folder = make_run(
+        updates=0,
+        success_before=nothing,
+        success_gain_ci95=(nothing, nothing),
+        wall_s=nothing,
+        pass_at_k_after={},
+        tickets={"issued": 0},
+        ledger_balanced=False,
+    )
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert page.text.count("no values") == 7
+    assert "points" not in page.text
+    assert "The ledger does not balance." in page.text
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "summary.json"])
+def test_a_missing_file_is_named(make_run: MakeRun, missing: str) -> None:
+    folder = make_run()
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 39, 40, 1000, 20_000])
+def test_charts_stay_inside_their_frame_and_small(n: int) -> None:
+    values = [None if i % 10 == 3 else math.cos(i / 50) * 1e4 for i in range(n)]
+    svg = Chart('a "chart" <', range(1, n + 1), [("one", values), ("two", [0.0] * n)]).svg()
+    assert len(svg) < 30_000
+    for element in ElementTree.fromstring(svg):
+        for pair in element.get("d", "").lstrip("M").replace("H", "L").split("L"):
+            assert all(-0.1 <= float(number) <= WIDTH for number in pair.split())
+
+
+def test_a_constant_curve_and_a_lone_point_can_be_drawn() -> None:
+    assert "<path" in Chart("x", [1, 2], [("one", [3.0, 3.0])]).svg()
+    assert "<circle" in Chart("x", [5], [("one", [3.0])], whole_share=True).svg()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (1.0, 100.0, [20.0, 40.0, 60.0, 80.0, 100.0]),
+        (-0.03, 0.04, [-0.02, 0.0, 0.02, 0.04]),
+        (7.0, 7.0, [7.0]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high, 4) == expected
+
+
+def test_the_moving_average_by_hand() -> None:
+    points = [(1.0, 0.0), (2.0, 3.0), (3.0, 6.0), (4.0, 0.0)]
+    assert moving_average(points, 1) == [(1.0, 0.0), (2.0, 3.0), (3.0, 3.0), (4.0, 0.0)]
+    assert moving_average(points, 0) == points
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.25, "0.25"), (0.0, "0"), (12, "12"), (3500, "3.5k"), (2e6, "2M"), (1e-5, "1e-05"), (-1500, "-1.5k")],
+)
+def test_short_numbers(value: float, expected: str) -> None:
+    assert short(value) == expected
