@@ -37,7 +37,9 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.chat_template:
-            raise ChatError(f"model.path: {tokenizer.name_or_path}: the tokenizer has no chat template; use a chat model")
+            raise ChatError(
+                f"model.path: {tokenizer.name_or_path}: the tokenizer has no chat template; use a chat model"
+            )
         if tokenizer.eos_token_id is None:
             raise ChatError(f"model.path: {tokenizer.name_or_path}: the tokenizer has no end-of-turn token (eos_token)")
         self._tokenizer = tokenizer
@@ -63,7 +65,11 @@ class Chat:
 
         `closed`: the assistant's turn already ends with the end-of-turn token; else that token comes first.
         """
-        turns = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}, {"role": "user", "content": user}]
+        turns = [
+            {"role": "user", "content": "."},
+            {"role": "assistant", "content": MARK},
+            {"role": "user", "content": user},
+        ]
         token_ids = self._encode(self._split(self._template(turns))[1])
         return token_ids[1:] if closed and len(token_ids) and token_ids[0] == self.eos_id else token_ids
 
@@ -93,7 +99,9 @@ class Chat:
     def _split(self, rendered: str) -> tuple[str, str]:
         parts = rendered.split(MARK)
         if len(parts) != 2:
-            raise ChatError(f"model.path: {self._tokenizer.name_or_path}: its chat template does not keep message texts as they are")
+            raise ChatError(
+                f"model.path: {self._tokenizer.name_or_path}: its chat template does not keep message texts as they are"
+            )
         return parts[0], parts[1]
 
     def _encode(self, text: str) -> Ints:

@@ -76,7 +76,8 @@ class Engine:
         if room < 1:
             return None
         params = SamplingParams(
-            temperature=self._config.rollout.temperature, top_p=1.0, top_k=0, max_tokens=min(max_tokens, room), seed=seed,
+            temperature=self._config.rollout.temperature, top_p=1.0, top_k=0, seed=seed,
+            max_tokens=min(max_tokens, room),
             logprobs=0, stop_token_ids=[self._eos_id], detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
         self._requests += 1
@@ -173,7 +174,7 @@ class Engine:
         return self._paused_at is not None or not self._engine.has_unfinished_requests()
 
     def _run_commands(self) -> None:
-        """Run all commands that are there; an idle engine waits for the first one, looking up to see whether to stop."""
+        """Run all commands that are there; an idle engine waits for one, looking up to see whether to stop."""
         try:
             if self._idle():
                 self._commands.get(timeout=0.2)()
@@ -205,7 +206,9 @@ class Engine:
     def _completion(self, output: RequestOutput) -> Completion:
         out = output.outputs[0]
         token_ids = np.fromiter(out.token_ids, np.int32, len(out.token_ids))
-        logprobs = np.fromiter((step[t].logprob for step, t in zip(out.logprobs or (), out.token_ids, strict=True)), np.float32)
+        logprobs = np.fromiter(
+            (step[t].logprob for step, t in zip(out.logprobs or (), out.token_ids, strict=True)), np.float32
+        )
         versions = np.full(len(token_ids), -1, np.int32)
         for span in out.weight_versions or ():
             versions[span.start : span.end] = int(span.version)
@@ -259,4 +262,3 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
         "seed": index,
         **memory,
     }
-

@@ -73,7 +73,7 @@ class Rollout:
         return await self._shared.policy.sample(context_ids, max_tokens, seed)
 
     async def play(self, opening_ids: Ints, purpose: str, sketch: int | None = None) -> Trajectory:
-        """Play the episode from its first message to its end. A failing environment gives verdict FAILED and its cause."""
+        """Play the episode to its end. A failing environment gives verdict FAILED and its cause."""
         segments, reward, outcome = [given(Role.PROMPT, opening_ids)], 0.0, Outcome(Verdict.UNPARSABLE, "")
         try:
             env, _ = await self._new_episode()
@@ -90,7 +90,7 @@ class Rollout:
                     env.step, self.chat.text(completion.token_ids)
                 )
                 self.env_steps += 1
-                reward, outcome, over = reward + earned, info["outcome"], terminated or truncated
+                reward, outcome, over = reward + float(earned), info["outcome"], terminated or truncated
                 if not over:
                     segments.append(given(Role.OBSERVATION, self.chat.reply(message, completion.ended)))
         except EnvironmentFailure as failure:
@@ -109,7 +109,9 @@ class Rollout:
             running = asyncio.get_running_loop().run_in_executor(self._shared.workers, call, *arguments)
             return await asyncio.wait_for(running, limit_s)
         except TimeoutError:
-            raise EnvironmentFailure(f"{self.ticket.env} did not answer within {limit_s:g} s (rollout.env_timeout_s)") from None
+            raise EnvironmentFailure(
+                f"{self.ticket.env} did not answer within {limit_s:g} s (rollout.env_timeout_s)"
+            ) from None
         except Exception as error:
             raise EnvironmentFailure(f"{self.ticket.env} raised {type(error).__name__}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -36,11 +36,11 @@ class Receipt:
     distinct_answers: int = 0
     reward_sum: float = 0.0
     sampled_tokens: int = 0
-    stats: GroupStats = GroupStats()
+    stats: GroupStats = field(default_factory=GroupStats)
 
 
 class RolloutActor:
-    """Samples tickets with the run's sampler and puts groups in the queue; receives weights between two engine steps."""
+    """Samples tickets with the run's sampler, queues their groups, receives weights between two engine steps."""
 
     def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle) -> None:
         self._config, self._index, self._replay = config, index, replay
@@ -73,7 +73,7 @@ class RolloutActor:
             return Receipt(ticket, "failed", f"{type(error).__name__}: {error}")
 
     async def sample_plain(self, tickets: Sequence[Ticket], samples: int) -> list[bytes]:
-        """Groups of plain-prompt solutions of held-out tickets, encoded. A ticket that fails raises: evaluation is whole."""
+        """Encoded groups of plain-prompt solutions of held-out tickets. A ticket that fails raises."""
         sampler = ParallelSampler(samples)
         groups = await asyncio.gather(*(self._sample_group(ticket, sampler) for ticket in tickets))
         return [encode_group(group) for group in groups]

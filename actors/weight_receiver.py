@@ -58,7 +58,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, NCCLWeightTran
         rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
         timeout = timedelta(seconds=init_info.timeout_s)
         store = dist.TCPStore(init_info.master_address, init_info.master_port, init_info.world_size, False, timeout)
-        self._group = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, init_info.world_size, timeout)
+        rendezvous = dist.PrefixStore("weights", store)
+        self._group: Any = dist.ProcessGroupGloo(rendezvous, rank, init_info.world_size, timeout)
         self._bucket_bytes = init_info.packed_buffer_size_bytes
 
     def start_weight_update(self) -> None:
@@ -67,7 +68,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, NCCLWeightTran
         self.checksum = 0
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class synchronises an accelerator, which raises where there is none; a CPU copy is done when it returns.
+        # The base class synchronises an accelerator, which raises where there is none; CPU copies are done already.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
@@ -81,7 +82,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, NCCLWeightTran
             sizes = [p.size_bytes for p in bucket]
             packed = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
             self._group.broadcast([packed], options).wait()
-            self.checksum = zlib.crc32(packed.numpy(), self.checksum)
+            self.checksum = zlib.crc32(packed.numpy().data, self.checksum)
             # Cloning aligns each piece: a wider type cannot be viewed at an odd byte offset.
             pieces = zip(bucket, packed.split(sizes), strict=True)
             self.model.load_weights([(p.name, piece.clone().view(p.dtype).view(p.shape)) for p, piece in pieces])

@@ -17,7 +17,9 @@ class Settings(BaseModel):
 
 
 class RunSettings(Settings):
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under root; default: config name and time")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under root; default: config name and time"
+    )
     root: str = Field("runs", min_length=1, description="folder that holds the runs")
     seed: int = Field(0, ge=0)
     updates: PositiveInt = Field(100, description="optimizer steps in all")
@@ -46,7 +48,9 @@ class WarmupSettings(Settings):
 
 
 class ModelSettings(Settings):
-    path: str | None = Field(None, description="folder or hub id of a Hugging Face causal LM; empty: the warmed-up small policy")
+    path: str | None = Field(
+        None, description="folder or hub id of a Hugging Face causal LM; empty: the warmed-up small policy"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: PositiveInt = Field(512, description="tokens of context and answer together")
     warmup: WarmupSettings = WarmupSettings()
@@ -58,7 +62,9 @@ class TurnSettings(Settings):
     max_turns: PositiveInt = 5
     actions_per_turn: PositiveInt = 2
     max_actions: PositiveInt = 10
-    format_penalty: float = Field(-0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action")
+    format_penalty: float = Field(
+        -0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action"
+    )
 
 
 class FrozenLakeSettings(TurnSettings):
@@ -87,12 +93,17 @@ class SesaSettings(Settings):
     sketch_tokens: PositiveInt = Field(24, description="most tokens of one sketch")
     train_on: Literal["plain", "guided", "both"] = "plain"
     duplicates: Literal["penalty", "resample", "keep"] = "penalty"
-    max_resamples: int = Field(2, ge=0, description="tries again for one repeated or unreadable sketch, with `duplicates: resample`")
-    rejected_reward: float = Field(-1.0, description="reward of a repeated or unreadable sketch; below a miss, or lists collapse")
+    max_resamples: int = Field(
+        2, ge=0, description="tries again for one repeated or unreadable sketch, with `duplicates: resample`"
+    )
+    rejected_reward: float = Field(
+        -1.0, description="reward of a repeated or unreadable sketch; below a miss, or lists collapse"
+    )
     plain_weight: float = Field(1.0, ge=0, description="weight of the plain update in the solution stream")
     guided_weight: float = Field(1.0, ge=0, description="weight of the guided update in the solution stream")
     plain_importance_cap: PositiveFloat | None = Field(
-        None, description="cap of pi_old(y|x) / pi_old(y|x, sketch) in the plain update; empty: no correction (the paper)"
+        None,
+        description="cap of pi_old(y|x) / pi_old(y|x, sketch) in the plain update; empty: no correction (the paper)",
     )
 
 
@@ -136,11 +147,19 @@ class GrpoSettings(Settings):
     epochs: PositiveInt = Field(1, description="passes over one batch, one optimizer step each")
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
-    normalize_std: bool = Field(True, description="divide a reward minus its group's mean by the group's standard deviation")
-    importance_cap: PositiveFloat | None = Field(2.0, description="cap of the token-wise ratio learner / engine; empty: off")
+    normalize_std: bool = Field(
+        True, description="divide a reward minus its group's mean by the group's standard deviation"
+    )
+    importance_cap: PositiveFloat | None = Field(
+        2.0, description="cap of the token-wise ratio learner / engine; empty: off"
+    )
     stream_weights: StreamWeights = StreamWeights()
-    drop_zero_signal: bool = Field(True, description="groups whose rewards are all equal are counted as filtered and replaced")
-    max_refill: PositiveInt = Field(4, description="times groups_per_update sampled for one update before it takes what there is")
+    drop_zero_signal: bool = Field(
+        True, description="groups whose rewards are all equal are counted as filtered and replaced"
+    )
+    max_refill: PositiveInt = Field(
+        4, description="times groups_per_update sampled for one update before it takes what there is"
+    )
 
 
 class OptimSettings(Settings):
@@ -163,7 +182,9 @@ class DeepspeedSettings(Settings):
 
 
 class SyncSettings(Settings):
-    backend: Literal["auto", "nccl", "gloo"] = Field("auto", description="auto: nccl when the engines have GPUs, else gloo")
+    backend: Literal["auto", "nccl", "gloo"] = Field(
+        "auto", description="auto: nccl when the engines have GPUs, else gloo"
+    )
     bucket_mib: PositiveInt = Field(64, description="packed broadcast buffer")
     timeout_s: PositiveFloat = Field(120.0, description="one broadcast, all actors")
 
@@ -186,12 +207,16 @@ class ObserveSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    address: str | None = Field(None, description="Ray address; empty: inside a Ray job that cluster, else a Ray of its own on this machine")
+    address: str | None = Field(
+        None, description="Ray address; empty: inside a Ray job that cluster, else a Ray of its own on this machine"
+    )
     local_cpus: PositiveInt = Field(16, description="logical CPUs of a Ray of our own; roles share the real cores")
     dashboard: bool = True
     dashboard_port: int = Field(8265, ge=1024, le=65535)
     object_store_mib: int = Field(300, ge=80)
-    placement_timeout_s: PositiveFloat = Field(30.0, description="wait for the cluster, and for room on it, before saying what is missing")
+    placement_timeout_s: PositiveFloat = Field(
+        30.0, description="wait for the cluster, and for room on it, before saying what is missing"
+    )
 
 
 class RunConfig(Settings):
@@ -230,9 +255,14 @@ class RunConfig(Settings):
                 f"model.max_model_len ({self.model.max_model_len})"
             )
         if self.rollout.gpus_per_actor == 0 and self.rollout.block_size % 32:
-            raise ValueError(f"rollout.block_size ({self.rollout.block_size}) must be a multiple of 32 on CPUs (rollout.gpus_per_actor is 0)")
+            raise ValueError(
+                f"rollout.block_size ({self.rollout.block_size}) must be a multiple of 32 on CPUs "
+                "(rollout.gpus_per_actor is 0)"
+            )
         if self.sync.backend == "nccl" and self.rollout.gpus_per_actor == 0:
-            raise ValueError("sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs")
+            raise ValueError(
+                "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
+            )
         return self
 
     @property

@@ -51,7 +51,7 @@ class TextEnv(gymnasium.Env[str, str]):
 
     @abstractmethod
     def sketch_request(self, number: int) -> str:
-        """Stage I: the user's words that ask for sketch `number` (from 0); number 0 is appended to the first message."""
+        """Stage I: the words that ask for sketch `number` (from 0); those of 0 follow the first message."""
 
     @abstractmethod
     def guidance(self, sketch: str) -> str:
@@ -63,10 +63,10 @@ class TextEnv(gymnasium.Env[str, str]):
 
     @abstractmethod
     def demonstrate(self, seed: int, skill: float) -> Conversation:
-        """A scripted conversation for the warm-up: a pure function of the seed; `skill` is the share of careful play."""
+        """A scripted conversation for the warm-up, a pure function of its seed; `skill`: share of careful play."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         return self._begin(), {}
 
     @abstractmethod
@@ -75,7 +75,7 @@ class TextEnv(gymnasium.Env[str, str]):
 
 
 def read_actions(answer: str, limit: int) -> list[str] | None:
-    """The actions of the last `<answer>A || B</answer>`, at most `limit`, stripped and lower-cased; None if unreadable."""
+    """The first `limit` actions of the last `<answer>A || B</answer>`, lower-cased; None if unreadable."""
     found = ANSWER.findall(answer)
     if not found:
         return None

@@ -22,7 +22,7 @@ Cell = tuple[int, int]
 MOVES: dict[str, Cell] = {"Left": (0, -1), "Up": (-1, 0), "Right": (0, 1), "Down": (1, 0)}
 NAMES = tuple(MOVES)
 LEGAL = {name.lower(): name for name in NAMES}
-WAY_POINT = re.compile(r"row\s*(\d{1,4})\D{1,12}?col(?:umn)?\s*(\d{1,4})", re.IGNORECASE | re.ASCII)
+WAY_POINT = re.compile(r"\br(?:ow)?\s*(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s*(\d{1,4})", re.IGNORECASE | re.ASCII)
 
 GUIDED_SHARE, SKETCH_SHARE = 0.4, 0.1
 GUIDED_SKILL = 0.95
@@ -53,12 +53,12 @@ class FrozenLake(TextEnv):
     def rules(self) -> str:
         slip = f" A move goes sideways with chance {self.settings.slip:g}." if self.settings.slip else ""
         return (
-            f"Walk over the ice from P to G, not into a hole O.{slip} Moves: Left, Up, Right, Down. "
+            f"Walk from P to G over frozen cells F, not into a hole H.{slip} r1c2 is row 1, column 2. Moves: Left, Up, Right, Down. "
             f"Reply <think>...</think><answer>Right || Down</answer>, {self.settings.actions_per_turn} moves at most."
         )
 
     def sketch_request(self, number: int) -> str:
-        return "\nFirst name a cell to pass on the way, as: via row 1 col 2" if number == 0 else "Name another cell."
+        return "\nFirst name a cell to pass on the way, as: via r1c2" if number == 0 else "Name another cell."
 
     def guidance(self, sketch: str) -> str:
         # On a line of its own: the sketch's tokens are the ones it was sampled with, at the start of an answer.
@@ -83,7 +83,7 @@ class FrozenLake(TextEnv):
             return "P"
         if cell == self.goal:
             return "G"
-        return "O" if cell in self.holes else "_"
+        return "H" if cell in self.holes else "F"
 
     def look(self, cell: Cell) -> str:
         """What lies on a cell: edge, goal, hole or ice."""
@@ -95,7 +95,7 @@ class FrozenLake(TextEnv):
     def _observation(self) -> str:
         around = ", ".join(f"{name} {self.look(_beside(self.player, name))}" for name in NAMES)
         left = self.settings.max_turns - self._turns
-        return f"{self.render()}\nP {_place(self.player)}, G {_place(self.goal)}. {around}. {left} turns left."
+        return f"{self.render()}\nP {_place(self.player)}, G {_place(self.goal)}. {around}.\n{left} turns left."
 
     # --- episode -----------------------------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ def _distance(one: Cell, other: Cell) -> int:
 
 
 def _place(cell: Cell) -> str:
-    return f"row {cell[0] + 1} col {cell[1] + 1}"
+    return f"r{cell[0] + 1}c{cell[1] + 1}"
 
 
 def _name(way_point: Cell) -> str:

@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 
-def group_advantages(rewards: npt.NDArray[np.float64], normalize_std: bool, epsilon: float = 1e-6) -> npt.NDArray[np.float64]:
+def group_advantages(
+    rewards: npt.NDArray[np.float64], normalize_std: bool, epsilon: float = 1e-6
+) -> npt.NDArray[np.float64]:
     """A_i = r_i - mean(r), divided by std(r) + epsilon if asked. rewards and result: (members,).
 
     GRPO (arXiv 2402.03300, section 4.1) normalises by the standard deviation; Dr. GRPO (arXiv 2503.20783) does not.

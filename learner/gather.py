@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import deepspeed
 import torch
@@ -18,9 +19,9 @@ def gathered_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple
                 yield name, parameter.detach().to(dtype)
 
 
-def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
-    """Parameters grouped by their first three name parts ("model.layers.3"), in order of appearance."""
-    layers: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
+def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> list[list[tuple[str, Any]]]:
+    """Parameters, with what ZeRO-3 hangs on them, by their first three name parts ("model.layers.3"), in order."""
+    layers: dict[str, list[tuple[str, Any]]] = defaultdict(list)
     for name, parameter in named:
         layers[".".join(name.split(".")[:3])].append((name, parameter))
     return list(layers.values())

@@ -102,7 +102,9 @@ class LearnerRank:
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         torch.manual_seed(self._config.run.seed)
         timeout = timedelta(seconds=self._config.deepspeed.timeout_s)
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=timeout)
+        deepspeed.init_distributed(
+            "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=timeout
+        )
         self._device = torch.device("cuda" if on_gpu else "cpu")
         self._engine, self._optimizer = _zero3_engine(self._config, self._policy)
         return sum(p.ds_numel for p in self._engine.module.parameters())
@@ -125,7 +127,7 @@ class LearnerRank:
         old = self._old_logprobs(micro_batches) if epochs > 1 else None
         lr = self._set_lr()
         # Figures are taken in the first epoch, before any step.
-        sums = [self._epoch(micro_batches, old) for _ in range(epochs)][0]
+        sums, *_ = [self._epoch(micro_batches, old) for _ in range(epochs)]
         self.version += 1
         norm = float(self._engine.get_global_grad_norm() or 0.0)
         return replace(sums, seconds=time.monotonic() - began, grad_norm=norm, lr=lr)

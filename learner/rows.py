@@ -50,7 +50,7 @@ def training_rows(groups: Sequence[Group], settings: GrpoSettings) -> list[Train
 
 
 def credit_advantages(groups: Sequence[Group], normalize_std: bool) -> dict[tuple[int, int], list[float]]:
-    """Advantages of each row's credits, by (group number, row number); rewards are compared inside one baseline only."""
+    """Advantages of each row's credits, by (group number, row number): rewards compared inside one baseline."""
     members: dict[tuple[int, Stream, str], list[tuple[int, int, int]]] = defaultdict(list)
     for g, r, _, row in _numbered_rows(groups):
         for c, credit in enumerate(row.credits):

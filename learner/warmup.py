@@ -5,6 +5,7 @@ The conversations are passed in, so this module knows no environment.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -16,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import AddedToken, pre_tokenizers, trainers
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from configs.schema import WarmupSettings
 from envs.trajectory import Conversation
@@ -29,8 +30,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Words, single digits, signs and line ends: a cell of a board or a coordinate is one token and never merges with others.
-PIECES = r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 THREADS = 2
 MAX_GRAD_NORM = 1.0
 LR_GROWTH_SHARE = 0.05
@@ -88,34 +87,34 @@ def make_policy(
 
 def train_tokenizer(
     conversations: Sequence[Conversation], vocabulary: int, max_model_len: int
-) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `vocabulary` entries, with the chat template; any text can be encoded."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    special = [PAD, START, END]
+) -> Qwen2Tokenizer:
+    """Byte-level BPE of at most `vocabulary` entries, with the chat template; any text can be encoded.
+
+    Cut into words, single digits and signs as Qwen2's tokenizer does it: transformers loads that class for every
+    Qwen2 model, whatever the tokenizer's own files say.
+    """
+    bpe = Qwen2Tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(TAGS),
-        special_tokens=special,
+        special_tokens=[PAD, START, END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     bpe.train_from_iterator(_texts_without_tags(conversations), trainer)
-    bpe.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+    trained = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(merge) for merge in trained["merges"]],
+        unk_token=None,
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=[START],
+        extra_special_tokens=[START],
         chat_template=CHAT_TEMPLATE,
         model_max_length=max_model_len,
         clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
 
 
 def _texts_without_tags(conversations: Sequence[Conversation]) -> Iterator[str]:
@@ -126,7 +125,7 @@ def _texts_without_tags(conversations: Sequence[Conversation]) -> Iterator[str]:
         yield f"{message.role}\n{text}"
 
 
-def encode(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+def encode(conversations: Sequence[Conversation], tokenizer: Qwen2Tokenizer) -> list[Example]:
     """Each conversation as the chat template writes it; trained are the words of trained turns and the mark that ends them."""
     pieces: list[str] = []
     learned: list[bool] = []
@@ -144,7 +143,7 @@ def encode(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizer
     return [Example(*pair) for pair in zip(np.split(ids, ends), np.split(mask, ends), strict=True)]
 
 
-def _new_model(tokenizer: PreTrainedTokenizerFast, settings: WarmupSettings, max_model_len: int) -> Qwen2ForCausalLM:
+def _new_model(tokenizer: Qwen2Tokenizer, settings: WarmupSettings, max_model_len: int) -> Qwen2ForCausalLM:
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden,
@@ -218,7 +217,7 @@ def _pad(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor
     return torch.from_numpy(token_ids), torch.from_numpy(targets)
 
 
-def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

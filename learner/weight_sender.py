@@ -51,9 +51,9 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
     """vLLM's trainer-side round trip with the bytes going over gloo. `checksum`: CRC-32 of the last update's bytes."""
 
-    init_info_cls = GlooTrainerInitInfo  # type: ignore[assignment]
+    init_info_cls = GlooTrainerInitInfo
     checksum = 0
-    _gloo: dist.ProcessGroupGloo
+    _gloo: Any
 
     @classmethod
     def trainer_init(cls, init_info: Any, *, client: Any, source: WeightSource | None = None) -> Self:
@@ -66,7 +66,12 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
         with ThreadPoolExecutor(max_workers=1) as side:
             workers = side.submit(client.init_weight_transfer_engine, worker_info)
             store = dist.TCPStore(
-                init_info.master_address, init_info.master_port, init_info.world_size, True, timeout, wait_for_workers=False
+                init_info.master_address,
+                init_info.master_port,
+                init_info.world_size,
+                True,
+                timeout,
+                wait_for_workers=False,
             )
             engine._gloo = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), 0, init_info.world_size, timeout)
             workers.result()
@@ -77,7 +82,7 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
         options.rootRank, options.rootTensor = 0, 0
         pairs, self.checksum = self._checked_iter(source, meta), 0
         while (bucket := pack_tensors(pairs, lambda item: item[1], self.packed_buffer_size_bytes)) is not None:
-            self.checksum = zlib.crc32(bucket.packed_tensor.numpy(), self.checksum)
+            self.checksum = zlib.crc32(bucket.packed_tensor.numpy().data, self.checksum)
             self._gloo.broadcast([bucket.packed_tensor], options).wait()
 
 
@@ -126,17 +131,20 @@ class ActorsClient:
         self._all("receive weights", "update_weights", [request] * len(self._actors))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        versions = [self.version] * len(self._actors)
+        versions = [self.version if weight_version is None else int(weight_version)] * len(self._actors)
         self.received = self._all("load weights", "finish_weight_update", versions)
 
     def _all(self, what: str, method: str, arguments: Sequence[Any]) -> list[Any]:
         calls = [
-            getattr(actor, method).remote(*([arguments[i]] if arguments else [])) for i, actor in enumerate(self._actors)
+            getattr(actor, method).remote(*([arguments[i]] if arguments else []))
+            for i, actor in enumerate(self._actors)
         ]
         done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_s)
         if late:
             names = ", ".join(str(i) for i, call in enumerate(calls) if call in late)
-            raise WeightTransferError(f"rollout actor {names} did not {what} within {self._timeout_s:g} s (sync.timeout_s)")
+            raise WeightTransferError(
+                f"rollout actor {names} did not {what} within {self._timeout_s:g} s (sync.timeout_s)"
+            )
         return list(ray.get(done and calls))
 
 

@@ -22,8 +22,8 @@ class Chart:
     title: str
     updates: Sequence[int]
     series: Sequence[tuple[str, Sequence[float | None]]]
-    whole_share: bool = False
-    """Whether the axis shows all of 0 to 1."""
+    axis: tuple[float, ...] = ()
+    """Values the axis has to show: (0.0,) for counts and rates, (0.0, 1.0) for shares."""
 
     def svg(self) -> str:
         """The chart as one `<svg>` element; text escaped."""
@@ -43,7 +43,7 @@ class Chart:
         return [_centre(points[i : i + step]) for i in range(0, len(points), step)]
 
     def _body(self, lines: Sequence[Points], xs: Sequence[float], ys: Sequence[float]) -> str:
-        low, high = (0.0, 1.0) if self.whole_share else (min(ys), max(ys))
+        low, high = min(*self.axis, *ys, ys[0]), max(*self.axis, *ys, ys[0])
         if low == high:
             low, high = low - 0.5, high + 0.5
         y_ticks, x_ticks = ticks(low, high, 4), ticks(min(xs), max(xs), 5)
@@ -94,8 +94,8 @@ def moving_average(points: Points, window: int) -> Points:
         sums.append(sums[-1] + y)
     averaged = []
     for i, (x, _) in enumerate(points):
-        reach = min(window, i, len(points) - 1 - i)
-        averaged.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        first, last = max(0, i - window), min(len(points), i + window + 1)
+        averaged.append((x, (sums[last] - sums[first]) / (last - first)))
     return averaged
 
 

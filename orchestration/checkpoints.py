@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from configs.schema import RunConfig
-from orchestration.ledger import Ledger
 from orchestration.learners import Learners
+from orchestration.ledger import Ledger
 from orchestration.run_folder import RunFolder
 
 
-async def write_checkpoint(config: RunConfig, folder: RunFolder, learners: Learners, ledger: Ledger, update: int) -> None:
+async def write_checkpoint(
+    config: RunConfig, folder: RunFolder, learners: Learners, ledger: Ledger, update: int
+) -> None:
     """checkpoints/step-NNNNNN and `latest`; the ledger must balance. Raises LedgerError if it does not."""
     ledger.counts().check()
     final = folder.checkpoints / f"step-{update:06d}"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -61,7 +61,10 @@ def placement_plan(config: RunConfig) -> list[str]:
     """The plan in words, one line a role and one for the sum."""
     lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in roles(config)]
     total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in roles(config)) for k in ("CPU", "GPU")}
-    where = config.cluster.address or f"inside a Ray job its cluster, else this machine ({config.cluster.local_cpus} logical CPUs)"
+    where = (
+        config.cluster.address
+        or f"inside a Ray job its cluster, else this machine ({config.cluster.local_cpus} logical CPUs)"
+    )
     return [*lines, f"in all: {total['CPU']:g} CPU, {total['GPU']:g} GPU on {where}"]
 
 
@@ -102,12 +105,12 @@ def connect(config: RunConfig) -> str:
                 **quiet,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"cluster.address: cannot join Ray at {address or 'local'}: {_first_line(error)}") from error
+        raise ClusterError(f"cluster.address: cannot join Ray at {address or 'local'}: {cause_of(error)}") from error
     return str(context.dashboard_url or "")
 
 
 def reserve(config: RunConfig) -> PlacementGroup:
-    """Reserve room for all processes at once. Raises ClusterError within cluster.placement_timeout_s, saying what lacks."""
+    """Reserve room for all processes at once, or say what lacks: ClusterError within cluster.placement_timeout_s."""
     needed = roles(config)
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     lacking = missing_resources(needed, nodes)
@@ -130,9 +133,16 @@ def _advice(config: RunConfig) -> str:
     return f"lower rollout.actors or deepspeed.ranks, or {grow}"
 
 
-def spawn(cls: type, role: Role, first_bundle: int, group: PlacementGroup, env: Mapping[str, str], arguments: Sequence[Sequence[Any]]) -> list[ActorHandle]:
+def spawn(
+    cls: type,
+    role: Role,
+    first_bundle: int,
+    group: PlacementGroup,
+    env: Mapping[str, str],
+    arguments: Sequence[Sequence[Any]],
+) -> list[ActorHandle]:
     """One named actor a bundle; arguments: one list a process."""
-    remote = ray.remote(cls)
+    remote: Any = ray.remote(cls)
     return [
         remote.options(
             name=f"{role.name} {i} ({os.getpid()})",
@@ -155,19 +165,21 @@ def learner_env(config: RunConfig) -> dict[str, str]:
 
 
 def _probe(address: str, timeout_s: float) -> None:
-    """Ray itself waits for minutes on an address that answers nothing."""
+    """Ray itself waits for minutes on an address that answers nothing, or ends the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local") or not port.isdigit():
+    if not port.isdigit():  # "auto" and the like: Ray finds the address by itself
         return
-    deadline = time.monotonic() + timeout_s
-    while True:
+    # A listening port is not enough: what answers must speak gRPC, as Ray's head does.
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
         try:
-            with socket.create_connection((host, int(port)), timeout=3.0):
-                return
-        except OSError as error:
-            if isinstance(error, ConnectionRefusedError | socket.gaierror) or time.monotonic() > deadline:
-                raise ConnectionError(f"nothing answers there ({error})") from error
+            grpc.channel_ready_future(channel).result(timeout_s)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError(
+                f"nothing answers there within {timeout_s:g} s (cluster.placement_timeout_s)"
+            ) from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def cause_of(error: BaseException) -> str:
+    """The one line that says what went wrong: Ray puts a remote traceback into its errors and the cause last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1 if isinstance(error, RayError) else 0] if lines else type(error).__name__

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from actors.rollout_actor import Receipt
 from configs.schema import RunConfig
 from envs.trajectory import GroupStats, Ticket
+from orchestration.cluster import cause_of
 from orchestration.ledger import Ledger, State
 from orchestration.replay_queue import Taken
 from orchestration.staleness import capacity
 from orchestration.tickets import training_ticket
-
 
 # Refills of a whole batch without one group to train on, after which the run gives up.
 HOPELESS = 4
@@ -82,7 +83,7 @@ class Dispatcher:
             self._start(ticket)
 
     async def batch_ready(self) -> int:
-        """Wait until a batch can be taken; returns its size: groups_per_update, or what there is once refills are spent."""
+        """Wait until a batch can be taken; its size: groups_per_update, or what there is once refills are spent."""
         settings = self._config.grpo
         while True:
             if self._error is not None:
@@ -171,7 +172,11 @@ class Dispatcher:
             async with asyncio.timeout(limit_s):
                 return await self._actors[place].sample.remote(ticket)
         except TimeoutError:
-            raise RolloutError(f"rollout actor {place} did not answer for ticket {ticket.index} within {limit_s:g} s") from None
+            raise RolloutError(
+                f"rollout actor {place} did not answer for ticket {ticket.index} within {limit_s:g} s"
+            ) from None
+        except RayError as error:
+            raise RolloutError(f"rollout actor {place} failed at ticket {ticket.index}: {cause_of(error)}") from error
         finally:
             self._load[place] -= 1
 

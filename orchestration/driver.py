@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -45,11 +46,11 @@ class Driver:
         """Wait for a whole batch within the lag bound; what is too old is dropped, counted and replaced."""
         while True:
             size = await self.dispatcher.batch_ready()
-            taken_ref, payloads = self.replay.take.options(num_returns=2).remote(size, version)
-            taken: Taken = await taken_ref
+            answer: Any = self.replay.take.options(num_returns=2).remote(size, version)
+            taken: Taken = await answer[0]
             self.dispatcher.book_batch(taken)
             if taken.fresh:
-                return taken, payloads
+                return taken, answer[1]
 
     async def _learn(self, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
         sums = await self.learners.update(payloads)

@@ -63,7 +63,9 @@ async def evaluate(config: RunConfig, actors: Sequence[ActorHandle]) -> Evaluati
     lanes = [chunks[i :: len(actors)] for i in range(len(actors))]
     try:
         async with asyncio.timeout(config.eval.timeout_s):
-            done = await asyncio.gather(*(_lane(actor, lane, config) for actor, lane in zip(actors, lanes, strict=True)))
+            done = await asyncio.gather(
+                *(_lane(actor, lane, config) for actor, lane in zip(actors, lanes, strict=True))
+            )
     except TimeoutError:
         raise EvaluationError(f"not evaluated within {config.eval.timeout_s:g} s (eval.timeout_s)") from None
     payloads = [data for lane in done for data in lane]

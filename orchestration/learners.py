@@ -8,9 +8,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from configs.schema import RunConfig
 from learner.rank import UpdateSums, add_up
+from orchestration.cluster import cause_of
 
 
 class LearnerError(RuntimeError):
@@ -28,12 +30,12 @@ class Learners:
 
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
-        address, port = await self._within("find a port", self._ranks[0].address.remote())
+        address, port = await self._within("find a port", self._one(0, "address"))
         return int((await self._all("start", address, port))[0])
 
     async def connect(self, actors: Sequence[ActorHandle]) -> None:
         """Open the weight group with the actors and send them the weights as they are."""
-        address, port = await self._within("find a port", self._ranks[0].address.remote())
+        address, port = await self._within("find a port", self._one(0, "address"))
         await self._all("connect", list(actors), address, port)
         await self.broadcast()
 
@@ -58,17 +60,20 @@ class Learners:
         await self._all("export", folder)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        calls = [self._one(i, method, *arguments) for i in range(self.count)]
         return list(await self._within(method, asyncio.gather(*calls)))
+
+    async def _one(self, rank: int, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._ranks[rank], method).remote(*arguments)
+        except RayError as error:
+            raise LearnerError(f"learner rank {rank} failed in {method}: {cause_of(error)}") from error
 
     async def _within(self, what: str, call: Awaitable[Any]) -> Any:
         limit_s = self._config.deepspeed.timeout_s
         try:
-            return await asyncio.wait_for(wait_for_ref(call), limit_s)
+            return await asyncio.wait_for(call, limit_s)
         except TimeoutError:
-            raise LearnerError(f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s)") from None
-
-
-async def wait_for_ref(call: Awaitable[Any]) -> Any:
-    """Ray's object references can be awaited but are no coroutines, which asyncio's tasks and time limits ask for."""
-    return await call
+            raise LearnerError(
+                f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s)"
+            ) from None

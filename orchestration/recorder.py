@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from orchestration.session import Processes
 
 
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Seconds since the update before: in all, waiting for a batch, engines without work (mean), broadcasting."""
+
+    wall_s: float
+    learner_waits_s: float
+    actors_idle_s: float
+    sync_s: float
+
+
 @dataclass
 class Totals:
     """Sums over the whole run, for the summary."""
@@ -43,6 +53,17 @@ class Totals:
     own_tokens: int = 0
     own_abs_diff: float = 0.0
     own_abs_diff_max: float = 0.0
+
+    def add(self, sampled: Sampled, sums: UpdateSums, spans: Spans, lag_max: int) -> None:
+        self.training_s += spans.wall_s
+        self.learner_waits_s += spans.learner_waits_s
+        self.learner_busy_s += sums.seconds
+        self.actors_idle_s += spans.actors_idle_s
+        self.sync_s += spans.sync_s
+        self.sampled_tokens += sampled.sampled_tokens
+        self.learner_tokens += sums.forward_tokens
+        self.lag_max = max(self.lag_max, lag_max)
+        self.compare(sums)
 
     def compare(self, sums: UpdateSums) -> None:
         self.own_tokens += sums.own_tokens
@@ -86,10 +107,10 @@ class Recorder:
     async def record(self, update: int, taken: Taken, sums: UpdateSums, sync_s: float, payloads: ray.ObjectRef) -> None:
         """Write and show one update; keep a sample of its groups where due."""
         clocks, depth = await asyncio.gather(self._read_clocks(), self._read_depth())
-        now, waits_s = time.monotonic(), self._waits_s
-        wall_s, idle_s = now - self._last, self._idle_s(clocks)
-        metrics = self._metrics(update, taken, sums, sync_s, depth, wall_s, waits_s, idle_s)
+        now = time.monotonic()
+        spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync_s)
         self._last, self._waits_s, self._clocks = now, 0.0, clocks
+        metrics = self._metrics(update, taken, sums, depth, spans)
         self._log.append(metrics)
         self._console.update(metrics)
         if self._config.observe.sample_every and update % self._config.observe.sample_every == 0:
@@ -130,12 +151,10 @@ class Recorder:
         write_summary(self._folder.summary, summary)
         return summary
 
-    def _metrics(
-        self, update: int, taken: Taken, sums: UpdateSums, sync_s: float, depth: Depth, wall_s: float, waits_s: float, idle_s: float
-    ) -> UpdateMetrics:  # fmt: skip
+    def _metrics(self, update: int, taken: Taken, sums: UpdateSums, depth: Depth, spans: Spans) -> UpdateMetrics:
         sampled, counts = self._dispatcher.take_sampled(), self._dispatcher.ledger.counts()
         lags = [update - 1 - header.oldest_version for header in taken.fresh]
-        self._add(sampled, sums, sync_s, wall_s, waits_s, idle_s, max(lags))
+        self._totals.add(sampled, sums, spans, max(lags))
         solutions, groups, tokens = max(sampled.solutions, 1), max(sampled.groups, 1), max(sums.tokens, 1)
         sketches = sampled.stats.sketches + sampled.stats.resampled_sketches
         rejected = sampled.stats.duplicate_sketches + sampled.stats.unparsable_sketches
@@ -155,7 +174,7 @@ class Recorder:
             trajectories=sum(header.trajectories for header in taken.fresh),
             tokens_trained=sums.tokens,
             generated_tokens=self._totals.sampled_tokens,
-            rollout_tokens_per_s=sampled.sampled_tokens / wall_s,
+            rollout_tokens_per_s=sampled.sampled_tokens / spans.wall_s,
             learner_tokens_per_s=sums.forward_tokens / sums.seconds,
             policy_lag_mean=fmean(lags),
             policy_lag_max=max(lags),
@@ -169,25 +188,11 @@ class Recorder:
             distinct_sketches_share=1 - rejected / sketches if sketches else None,
             distinct_answers_mean=sampled.distinct_answers / groups,
             zero_advantage_share=sampled.without_signal / groups,
-            weight_sync_s=sync_s,
-            learner_idle_share=waits_s / wall_s,
-            actor_idle_share=idle_s / wall_s,
+            weight_sync_s=spans.sync_s,
+            learner_idle_share=spans.learner_waits_s / spans.wall_s,
+            actor_idle_share=spans.actors_idle_s / spans.wall_s,
             lr=sums.lr,
         )
-
-    def _add(
-        self, sampled: Sampled, sums: UpdateSums, sync_s: float, wall_s: float, waits_s: float, idle_s: float, lag_max: int
-    ) -> None:  # fmt: skip
-        totals = self._totals
-        totals.training_s += wall_s
-        totals.learner_waits_s += waits_s
-        totals.learner_busy_s += sums.seconds
-        totals.actors_idle_s += idle_s
-        totals.sync_s += sync_s
-        totals.sampled_tokens += sampled.sampled_tokens
-        totals.learner_tokens += sums.forward_tokens
-        totals.lag_max = max(totals.lag_max, lag_max)
-        totals.compare(sums)
 
     def _keep_sample(self, update: int, data: bytes) -> None:
         final = self._folder.samples / f"update-{update:06d}.msgpack"
@@ -196,7 +201,7 @@ class Recorder:
         partial.rename(final)
 
     def _idle_s(self, clocks: Sequence[EngineClock]) -> float:
-        """Seconds since the last reading in which an engine neither stepped nor was paused for weights; mean of actors."""
+        """Seconds since the last reading in which an engine neither stepped nor was paused for weights; mean."""
         gaps = [
             (new.up_s - old.up_s) - (new.busy_s - old.busy_s) - (new.paused_s - old.paused_s)
             for new, old in zip(clocks, self._clocks, strict=True)

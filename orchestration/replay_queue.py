@@ -1,4 +1,4 @@
-"""Between actors and learner: encoded groups, bounded in number and bytes, never older than the lag bound when taken."""
+"""Between actors and learner: encoded groups, bounded in number and bytes, none beyond the lag bound when taken."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ReplayQueue:
         self._rejected = 0
 
     async def put(self, data: bytes) -> None:
-        """Raises CodecError for a corrupt or foreign message, QueueError when no room came in time. Neither harms the queue."""
+        """Raises CodecError for a corrupt message, QueueError when no room came in time; the queue goes on."""
         try:
             header = read_header(data)
             self._buffer.refuse(header, len(data))

@@ -37,10 +37,10 @@ svg path.line-0 { stroke: var(--line-0); } svg path.line-1 { stroke: var(--line-
 svg circle.line-0 { fill: var(--line-0); } svg circle.line-1 { fill: var(--line-1); }
 svg .faint { opacity: .3; stroke-width: 1; }
 table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: right;
+th, td { padding: .3rem 0 .3rem .8rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th { font-weight: normal; color: var(--dim); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; white-space: normal; }
 tr:last-child td { border-bottom: 0; }
 .gain { margin: 0 0 .7rem; font-size: 1.15rem; }
 .bar { display: grid; grid-template-columns: 4rem 1fr 4rem; gap: .7rem; align-items: center; margin: .3rem 0; }
@@ -134,24 +134,24 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
     """The learning curves, each a card."""
     updates = [line["update"] for line in lines]
 
-    def card(title: str, *series: tuple[str, str], whole_share: bool = False) -> str:
+    def card(title: str, *series: tuple[str, str], axis: tuple[float, ...] = ()) -> str:
         values = [(legend, [line.get(key) for line in lines]) for legend, key in series]
         keys = "".join(
             f'<span class="key-{i}">{escape(legend)} {_latest(column)}</span>'
             for i, (legend, column) in enumerate(values)
         )
-        return (
-            f'<div class="card"><h3>{escape(title)}{keys}</h3>{Chart(title, updates, values, whole_share).svg()}</div>'
-        )
+        return f'<div class="card"><h3>{escape(title)}{keys}</h3>{Chart(title, updates, values, axis).svg()}</div>'
 
     return [
         card("Reward", ("mean", "reward_mean")),
-        card("Success while training", ("share", "success"), whole_share=True),
-        card("Entropy, nats", ("mean", "entropy")),
+        card("Success while training", ("share", "success"), axis=(0.0, 1.0)),
+        card("Entropy, nats", ("mean", "entropy"), axis=(0.0,)),
         card("Different answers of a group", ("mean", "distinct_answers_mean")),
-        card("Policy lag, updates", ("mean", "policy_lag_mean"), ("largest", "policy_lag_max")),
-        card("Tokens in a second", ("sampled", "rollout_tokens_per_s"), ("learned", "learner_tokens_per_s")),
-        card("Idle share", ("actors", "actor_idle_share"), ("learner", "learner_idle_share"), whole_share=True),
+        card("Policy lag, updates", ("mean", "policy_lag_mean"), ("largest", "policy_lag_max"), axis=(0.0,)),
+        card(
+            "Tokens in a second", ("sampled", "rollout_tokens_per_s"), ("learned", "learner_tokens_per_s"), axis=(0.0,)
+        ),
+        card("Idle share", ("actors", "actor_idle_share"), ("learner", "learner_idle_share"), axis=(0.0, 1.0)),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +11,22 @@ from pathlib import Path
 # Run as a script, the folder of this file is on the path instead of the project's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from configs.load import ConfigError, load_config, to_yaml
-from configs.schema import RunConfig
+from configs.load import ConfigError, load_config, to_yaml  # noqa: E402
+from configs.schema import RunConfig  # noqa: E402
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input, 1 the run failed, 130 interrupted. Every error is one line that names its cause."""
+    """Exit status: 0 done, 2 bad input, 1 the run failed, 130 interrupted. An error is a line that names its cause."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.resume is not None:
-            raise ConfigError("--resume: runs cannot be resumed yet; start a new run from the old policy with model.path=RUN/policy")
+            raise ConfigError(
+                ["--resume: not available yet; a new run goes on from an old policy with model.path=RUN/policy"]
+            )
         if arguments.config is None:
-            raise ConfigError("--config is missing: name a YAML file, for instance configs/quickstart.yaml")
+            raise ConfigError(["--config is missing: name a YAML file, for instance configs/quickstart.yaml"])
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
@@ -41,6 +44,8 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, config_name: str) -> int:
+    # `ray job stop` and schedulers end a run by SIGTERM: it is left as in order as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # ray and torch take seconds to import: a mistyped key is reported before.
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
 
@@ -62,11 +67,17 @@ def _fail(error: object, status: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="orchestration/run.py", description="Train a policy by structured exploration.")
+    parser = argparse.ArgumentParser(
+        prog="orchestration/run.py", description="Train a policy by structured exploration."
+    )
     parser.add_argument("--config", type=Path, help="YAML file of the run")
-    parser.add_argument("--dry-run", action="store_true", help="check the config, print it resolved and the placement plan")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the config, print it resolved and the placement plan"
+    )
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on from (not available yet)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings by dotted path, e.g. rollout.actors=8")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings by dotted path, e.g. rollout.actors=8"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""One run from its folder to its summary: start what it needs, train between two evaluations, leave everything in place."""
+"""One run from its folder to its summary: start what it needs, train between two evaluations, stop everything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -24,12 +25,12 @@ from orchestration.console import Console
 from orchestration.dispatch import Dispatcher, RolloutError
 from orchestration.driver import Driver
 from orchestration.evaluate import Evaluation, EvaluationError, evaluate
-from orchestration.learners import LearnerError, Learners, wait_for_ref
+from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import Ledger, LedgerError
 from orchestration.policy import PolicyError, ensure_policy
 from orchestration.recorder import Recorder
 from orchestration.replay_queue import ReplayQueue
-#REPORT
+from orchestration.report import write_report
 from orchestration.run_folder import RunFolder, RunFolderError
 
 START_ERRORS = (ClusterError, PolicyError, RunFolderError)
@@ -49,17 +50,17 @@ def run_session(config: RunConfig, config_name: str) -> None:
     """The whole run. Whatever fails before training leaves no run folder behind."""
     began = time.monotonic()
     folder = RunFolder.reserve(config.run, config_name)
-    begun = False
     try:
         with Console(config, began) as console:
-            policy = str(ensure_policy(config, console.say))
+            if config.model.path is not None:
+                ensure_policy(config, console.say)  # a wrong path is said before Ray starts
             with joined_cluster(config, console) as group:
+                # And a cluster without room before a policy is warmed up.
+                policy = str(ensure_policy(config, console.say))
                 processes = spawn_processes(config, policy, group)
-                folder.config.write_text(to_yaml(config))
-                begun = True
                 asyncio.run(_run(config, folder, processes, console, began))
     except BaseException:
-        if not begun:
+        if not folder.config.exists():
             folder.discard()
         raise
 
@@ -82,7 +83,8 @@ def joined_cluster(config: RunConfig, console: Console) -> Iterator[cluster.Plac
 def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGroup) -> Processes:
     """Start queue, learner ranks and rollout actors; they come up side by side."""
     learner_role, actor_role = cluster.roles(config)
-    replay = ray.remote(ReplayQueue).options(name=f"replay queue ({os.getpid()})", num_cpus=0).remote(config.queue)
+    replay: Any = ray.remote(ReplayQueue)
+    replay = replay.options(name=f"replay queue ({os.getpid()})", num_cpus=0).remote(config.queue)
     ranks = cluster.spawn(
         LearnerRank, learner_role, 0, group, cluster.learner_env(config),
         [(config, policy, i) for i in range(learner_role.count)],
@@ -99,7 +101,11 @@ async def _run(config: RunConfig, folder: RunFolder, processes: Processes, conso
     # Engines are up before the ranks are: they evaluate the policy as it came while the ranks start.
     _, before = await asyncio.gather(_start_learners(learners, console), _first_evaluation(config, processes, console))
     await learners.connect(processes.actors)
-    console.say(f"weights sent to {len(processes.actors)} actors; training begins {time.monotonic() - began:.0f} s after the start")
+    console.say(
+        f"weights sent to {len(processes.actors)} actors; "
+        f"training begins {time.monotonic() - began:.0f} s after the start"
+    )
+    folder.config.write_text(to_yaml(config))  # from here on there is something to keep
     with closing(Ledger(folder.ledger)) as ledger:
         dispatcher = Dispatcher(config, processes.actors, ledger)
         with Recorder(config, folder, console, processes, learners, dispatcher, began) as recorder:
@@ -118,7 +124,7 @@ async def _run(config: RunConfig, folder: RunFolder, processes: Processes, conso
         f"success {before.success:.3f} -> {after.success:.3f}: gain {after.success - before.success:+.3f} "
         f"(95 % interval {low:+.3f} to {high:+.3f}) on {config.eval.episodes} held-out episodes"
     )
-#R2
+    console.say(f"report: {write_report(folder.path)}")
 
 
 async def _start_learners(learners: Learners, console: Console) -> None:
@@ -137,10 +143,16 @@ async def _first_evaluation(config: RunConfig, processes: Processes, console: Co
 async def _actors_ready(config: RunConfig, actors: Sequence[ActorHandle]) -> None:
     """Wait for every engine. Raises RolloutError naming the actors that are late."""
     limit_s = config.rollout.start_timeout_s
-    tasks = [asyncio.ensure_future(wait_for_ref(actor.ready.remote())) for actor in actors]
+    tasks = [asyncio.create_task(_ready(actor)) for actor in actors]
     _, late = await asyncio.wait(tasks, timeout=limit_s)
     if late:
         names = ", ".join(str(i) for i, task in enumerate(tasks) if task in late)
         raise RolloutError(f"rollout actor {names} was not up within {limit_s:g} s (rollout.start_timeout_s)")
-    for task in tasks:
-        task.result()
+    for i, task in enumerate(tasks):
+        if (error := task.exception()) is not None:
+            raise RolloutError(f"rollout actor {i} did not start: {cluster.cause_of(error)}") from error
+
+
+async def _ready(actor: ActorHandle) -> None:
+    # Ray's references can be awaited but are no coroutines, which asyncio's tasks ask for.
+    await actor.ready.remote()

@@ -15,6 +15,4 @@ def training_ticket(run_seed: int, index: int, env: str) -> Ticket:
 
 def held_out_tickets(count: int, env: str) -> list[Ticket]:
     """The same episodes for every run, whatever its seed, so that runs can be compared. Their seeds are odd."""
-    return [
-        Ticket(FIRST_HELD_OUT_INDEX + i, env, 2 * derive_seed(0, i, "held-out episode") + 1) for i in range(count)
-    ]
+    return [Ticket(FIRST_HELD_OUT_INDEX + i, env, 2 * derive_seed(0, i, "held-out episode") + 1) for i in range(count)]

@@ -65,7 +65,9 @@ class SketchList:
         self.sketches.append(Sketch(token_ids, 0, len(self.segments) - 1, rejected))
 
     def trajectories(self) -> list[Trajectory]:
-        """The list itself first, then the tries taken back."""
+        """The list itself first, then the tries taken back; none where not even one sketch had room."""
+        if not self.sketches:
+            return []
         segments = self.segments[:-1] if self.segments[-1].role is Role.OBSERVATION else self.segments
         return [Trajectory(tuple(segments), Verdict.WRONG, 0.0), *self.taken_back]
 

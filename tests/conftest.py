@@ -1,0 +1,36 @@
+"""Fixtures of the scripted policy and environment; what takes long to import is imported where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.builders import Scene, byte_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from actors.chat import Chat
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def chat(tokenizer: PreTrainedTokenizerFast) -> Chat:
+    from actors.chat import Chat
+
+    return Chat(tokenizer)
+
+
+@pytest.fixture
+def scene(chat: Chat) -> Iterator[Scene]:
+    with ThreadPoolExecutor(max_workers=8) as workers:
+        scene = Scene(chat, workers)
+        yield scene
+        scene.released.set()
