@@ -78,6 +78,11 @@ class RolloutActor:
         groups = await asyncio.gather(*(self._sample_group(ticket, sampler) for ticket in tickets))
         return [encode_group(group) for group in groups]
 
+    async def weights_checksum(self) -> int | None:
+        """CRC-32 of the bytes of the last weight update, where the transfer backend keeps it."""
+        checksum = await self._engine.worker_call(_received_checksum)
+        return None if checksum is None else int(checksum)
+
     async def clock(self) -> EngineClock:
         return self._engine.clock()
 
@@ -97,9 +102,9 @@ class RolloutActor:
     async def finish_weight_update(self, version: int) -> int | None:
         """Load what came, go on sampling as `version`; returns the CRC-32 of the received bytes where it is kept."""
         await self._engine.worker_call("finish_weight_update")
-        checksum = await self._engine.worker_call(_received_checksum)
+        checksum = await self.weights_checksum()
         await self._engine.resume(str(version))
-        return None if checksum is None else int(checksum)
+        return checksum
 
     async def close(self) -> None:
         self._engine.close()

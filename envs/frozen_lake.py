@@ -28,6 +28,7 @@ GUIDED_SHARE, SKETCH_SHARE = 0.4, 0.1
 GUIDED_SKILL = 0.95
 SKETCHES_A_LIST = 8
 DITHER = 0.7
+CARELESS_TURNS = 2
 # A goal next to the start teaches nothing.
 SHORTEST_ROUTE = 2
 
@@ -223,17 +224,15 @@ class FrozenLake(TextEnv):
 def _play(game: FrozenLake, first: str, target: Cell | None, careful: bool, rng: np.random.Generator) -> Conversation:
     messages = [Message("system", game.rules), Message("user", first)]
     over = False
-    while not over:
+    while not over and (careful or len(messages) < 2 * (CARELESS_TURNS + 1)):
         if game.player == target:
             target = None
         moves = _careful_moves(game, target) if careful else _careless_moves(game, target, rng)
         aim = game.goal if target is None else target
-        if careful:
-            seen = ", ".join(f"{move} {game.look(cell)}" for move, cell in _trace(game, moves))
-        else:
-            seen = ", ".join(moves)
-        thought = f"<think>{_place(game.player)} to {_place(aim)}: {seen}.</think>"
-        if target in (cell for _, cell in _trace(game, moves)):
+        trace = _trace(game, moves)
+        seen = ", ".join(f"{move} {_place(cell)} {game.look(cell)}" if careful else move for move, cell in trace)
+        thought = f"<think>to {_place(aim)}, {_bearing(game.player, aim)}: {seen}.</think>"
+        if target in (cell for _, cell in trace):
             target = None
         answer = f"{thought}<answer>{' || '.join(moves)}</answer>"
         messages.append(Message("assistant", answer, trained=True))
@@ -241,7 +240,7 @@ def _play(game: FrozenLake, first: str, target: Cell | None, careful: bool, rng:
         over = terminated or truncated
         if not over:
             messages.append(Message("user", observation))
-    return tuple(messages)
+    return tuple(messages if messages[-1].trained else messages[:-1])
 
 
 def _careful_moves(game: FrozenLake, target: Cell | None) -> list[str]:
@@ -292,6 +291,13 @@ def _beside(cell: Cell, name: str) -> Cell:
 
 def _distance(one: Cell, other: Cell) -> int:
     return abs(one[0] - other[0]) + abs(one[1] - other[1])
+
+
+def _bearing(start: Cell, end: Cell) -> str:
+    """In words: up or down, left or right."""
+    words = ["up"] * (end[0] < start[0]) + ["down"] * (end[0] > start[0])
+    words += ["left"] * (end[1] < start[1]) + ["right"] * (end[1] > start[1])
+    return " ".join(words) or "here"
 
 
 def _place(cell: Cell) -> str:

@@ -101,7 +101,7 @@ class Dispatcher:
             await self._wait_for_change()
 
     def book_batch(self, taken: Taken) -> None:
-        """The batch is out of the queue: what was too old is stale and will be replaced."""
+        """The batch is out of the queue: what was too old is stale and is replaced."""
         # A group may leave the queue before its actor's receipt has come: it is booked as queued now, not twice.
         ahead = [h.index for h in (*taken.fresh, *taken.stale) if h.index not in self._queued]
         self.ledger.move(ahead, State.QUEUED)
@@ -110,6 +110,8 @@ class Dispatcher:
         stale = [header.index for header in taken.stale]
         self.ledger.move(stale, State.STALE, "older than queue.max_policy_lag")
         self._queued.difference_update(stale)
+        if stale:
+            self.issue()
 
     def book_trained(self, taken: Taken) -> None:
         """The learner has stepped on the batch: its version is one more, so tickets may be issued for the next."""
@@ -136,11 +138,12 @@ class Dispatcher:
         if self._stopped:
             return
         self._stopped = True
-        tasks, given_up = list(self._running.values()), sorted({*self._running, *self._queued} - self._ahead)
+        tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.ledger.move(given_up, State.CANCELLED, "the run ended")
+        # Whatever has no end yet, also a batch the learner did not finish and the ticket of an actor that died.
+        self.ledger.move(self.ledger.indices(State.IN_FLIGHT, State.QUEUED), State.CANCELLED, "the run ended")
 
     def _start(self, ticket: Ticket) -> None:
         self._running[ticket.index] = asyncio.create_task(self._follow(ticket))

@@ -146,7 +146,7 @@ class ScriptedPolicy:
             return None
         token_ids = ints(*self.encode(said)[: min(max_tokens, room)])
         n = len(token_ids)
-        logprobs = -np.arange(1, n + 1, dtype=np.float32) / 128
+        logprobs = np.arange(-1, -n - 1, -1, dtype=np.float32) / np.float32(128)
         ended = bool(n) and int(token_ids[-1]) == self._tokenizer.eos_token_id
         completion = Completion(token_ids, logprobs, np.full(n, self.version, np.int32), ended)
         self.completions[seed] = completion

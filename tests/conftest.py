@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.builders import Scene, byte_tokenizer
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from actors.chat import Chat
+
+# An example's time says more about what else the machine does than about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

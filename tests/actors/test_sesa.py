@@ -186,7 +186,7 @@ async def test_a_rejected_sketch_is_penalised_and_a_plain_solution_takes_its_pla
 
 
 async def test_a_plain_solution_keeps_its_own_context(scene: Scene) -> None:
-    """It was sampled under the plain prompt: replacing the context would give up its behaviour log-probs for nothing."""
+    """It was sampled under the plain prompt: replacing the context would give its log-probs up for nothing."""
     sampled = await sample(scene, REPEATED, SOLUTIONS, train_on="plain")
     assert [(row.trajectory, context_ids(row)) for row in sampled.group.rows] == [
         *((1, sampled.plain), (2, None), (3, sampled.plain)),

@@ -1,4 +1,4 @@
-"""The receiver cuts the stream of weights where the sender does, or a broadcast would wait for bytes that never come."""
+"""The receiver cuts the stream of weights where the sender does, or a broadcast waits for ever."""
 
 from __future__ import annotations
 

@@ -1,0 +1,179 @@
+"""Training rows by hand: which tokens are trained, by which advantage, with which share of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.schema import GrpoSettings, StreamWeights
+from envs.trajectory import Credit, Group, Role, Row, Stream, Trajectory, Verdict
+from learner.rows import TrainingRow, count_stream_tokens, training_rows
+from tests.builders import TICKET, answer, ints, observation, parallel_group, prompt, solution
+
+CENTRED = GrpoSettings(normalize_std=False)
+
+
+def one_group(*trajectories: Trajectory, rows: Sequence[Row]) -> Group:
+    return Group(TICKET, "test", trajectories, tuple(rows))
+
+
+def credit(first: int, last: int, reward: float, stream: Stream = Stream.SOLUTION, weight: float = 1.0) -> Credit:
+    return Credit(first, last, stream, "all", reward, weight)
+
+
+def two_turns() -> Trajectory:
+    """Tokens 1 to 7: three of prompt, two of answer, one of observation, one of answer."""
+    segments = (
+        prompt(1, 2, 3),
+        answer(4, 5, logprob=-0.25, version=3),
+        observation(6),
+        answer(7, logprob=-2.0, version=4),
+    )
+    return Trajectory(segments, Verdict.SOLVED, 1.0)
+
+
+def sketch_list() -> Trajectory:
+    """Tokens 1 to 9: a prompt of two, sketches of three, one and two, requests between them."""
+    segments = (
+        *(prompt(1, 2), answer(3, 4, 5, role=Role.SKETCH), observation(6)),
+        *(answer(7, role=Role.SKETCH), observation(0), answer(8, 9, role=Role.SKETCH)),
+    )
+    return Trajectory(segments, Verdict.WRONG, 0.0)
+
+
+def stream_sums(rows: Sequence[TrainingRow]) -> float:
+    return float(sum(row.loss_weights.sum() for row in rows))
+
+
+def test_only_sampled_tokens_that_earned_credit_are_trained() -> None:
+    group = one_group(two_turns(), solution(0.0), rows=[Row(0, 1, (credit(1, 4, 1.0),)), Row(1, 1, (credit(1, 2, 0),))])
+    row = training_rows([group], CENTRED)[0]
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert row.loss_mask.tolist() == [False, False, False, True, True, False, True]
+    assert row.behaviour_logprobs.tolist() == [0, 0, 0, -0.25, -0.25, 0, -2]
+    assert row.policy_versions.tolist() == [-1, -1, -1, 3, 3, -1, 4]
+    assert row.advantages.tolist() == [0, 0, 0, 0.5, 0.5, 0, 0.5]
+    np.testing.assert_allclose(row.loss_weights, np.array([0, 0, 0, 1, 1, 0, 1]) / 5)  # 3 tokens here, 2 in the other
+    assert row.own_context is True
+    dtypes = [str(values.dtype) for values in (row.token_ids, row.loss_mask, row.advantages, row.loss_weights)]
+    assert dtypes == ["int32", "bool", "float32", "float32"]
+
+
+def test_a_row_may_credit_a_part_and_start_later() -> None:
+    """A branch: what came before the pivot is context, whoever sampled it."""
+    row = Row(0, 3, (credit(3, 4, 1.0, Stream.BRANCH),))
+    [trained] = training_rows([one_group(two_turns(), rows=[row])], CENTRED)
+    assert trained.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert trained.loss_mask.tolist() == [False] * 6 + [True]
+    assert trained.behaviour_logprobs.tolist() == [0] * 6 + [-2]
+    assert trained.loss_weights.tolist() == [0] * 6 + [1]
+
+
+def test_a_replaced_context_leaves_the_targets_as_they_were() -> None:
+    row = Row(0, 1, (credit(1, 4, 1.0),), context_ids=ints(90, 91))
+    [trained] = training_rows([one_group(two_turns(), rows=[row])], CENTRED)
+    assert trained.token_ids.tolist() == [90, 91, 4, 5, 6, 7]
+    assert trained.loss_mask.tolist() == [False, False, True, True, False, True]
+    assert trained.behaviour_logprobs.tolist() == [0, 0, -0.25, -0.25, 0, -2]
+    assert trained.policy_versions.tolist() == [-1, -1, 3, 3, -1, 4]
+    assert trained.own_context is False
+
+
+@pytest.mark.parametrize(
+    ("context_ids", "row_cap", "run_cap", "expected"),
+    [
+        (None, None, 2.0, 2.0),
+        (None, 5.0, 2.0, 2.0),  # in its own context a row follows the run's setting
+        (None, None, None, None),
+        (ints(9), None, 2.0, None),  # under another context the ratio is no correction, unless it was asked for
+        (ints(9), 5.0, 2.0, 5.0),
+        (ints(9), 5.0, None, 5.0),
+    ],
+)
+def test_which_importance_cap_holds(
+    context_ids: np.ndarray | None, row_cap: float | None, run_cap: float | None, expected: float | None
+) -> None:
+    row = Row(0, 1, (credit(1, 2, 1.0),), context_ids, row_cap)
+    [trained] = training_rows([one_group(solution(1.0), rows=[row])], GrpoSettings(importance_cap=run_cap))
+    assert trained.importance_cap == expected
+
+
+def test_each_sketch_of_a_list_earns_its_own_advantage() -> None:
+    credits = [credit(1, 2, 1.0, Stream.SKETCH), credit(3, 4, 0.0, Stream.SKETCH), credit(5, 6, -0.25, Stream.SKETCH)]
+    [row] = training_rows([one_group(sketch_list(), rows=[Row(0, 1, tuple(credits))])], CENTRED)
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 0, 8, 9]
+    assert row.loss_mask.tolist() == [bool(m) for m in (0, 0, 1, 1, 1, 0, 1, 0, 1, 1)]
+    assert row.advantages.tolist() == [0, 0, 0.75, 0.75, 0.75, 0, -0.25, 0, -0.5, -0.5]
+    np.testing.assert_allclose(row.loss_weights, row.loss_mask / 6, rtol=1e-6)
+
+
+def test_a_sketch_without_credit_is_context() -> None:
+    credits = (credit(1, 2, 1.0, Stream.SKETCH), credit(5, 6, 0.0, Stream.SKETCH))
+    [row] = training_rows([one_group(sketch_list(), rows=[Row(0, 1, credits)])], CENTRED)
+    assert row.loss_mask.tolist() == [bool(m) for m in (0, 0, 1, 1, 1, 0, 0, 0, 1, 1)]
+    assert row.advantages.tolist() == [0, 0, 0.5, 0.5, 0.5, 0, 0, 0, -0.5, -0.5]
+    np.testing.assert_allclose(row.loss_weights, row.loss_mask / 5, rtol=1e-6)
+
+
+def test_rewards_are_compared_inside_one_baseline_of_one_stream_of_one_group() -> None:
+    a, b = replace(credit(1, 2, 1.0), baseline="a"), replace(credit(1, 2, 0.5), baseline="b")
+    rows = [
+        *(Row(0, 1, (a,)), Row(1, 1, (replace(a, reward=0.0),))),
+        *(Row(0, 1, (b,)), Row(1, 1, (replace(b, reward=-0.5),))),
+        *(Row(2, 1, (replace(a, last=2, stream=Stream.SKETCH, reward=7.0),)),),
+    ]
+    groups = [one_group(solution(1.0), solution(0.0), sketch_list(), rows=rows), parallel_group(1.0, 1.0)]
+    advantages = [row.advantages[row.loss_mask][0] for row in training_rows(groups, CENTRED)]
+    assert advantages == [0.5, -0.5, 0.5, -0.5, 0.0, 0.0, 0.0]
+
+
+def test_advantages_are_divided_where_asked() -> None:
+    rows = training_rows([parallel_group(1.0, 0.5, 0.0, 0.5)], GrpoSettings(normalize_std=True))
+    assert [row.advantages[3] for row in rows] == pytest.approx([2**0.5, 0, -(2**0.5), 0], abs=1e-5)
+
+
+def test_a_stream_is_normalised_over_the_whole_batch() -> None:
+    """T is 3 + 5 in one group and 4 in the other: long answers weigh more than short ones, groups are not averaged."""
+    groups = [parallel_group(1, 0, tokens=[3, 5]), parallel_group(1, index=1, tokens=[4])]
+    assert count_stream_tokens(groups) == {Stream.SOLUTION: 12}
+    rows = training_rows(groups, CENTRED)
+    for row in rows:
+        np.testing.assert_allclose(row.loss_weights[row.loss_mask], 1 / 12, rtol=1e-6)
+    assert [row.loss_mask.sum() for row in rows] == [3, 5, 4]
+
+
+def test_each_stream_sums_to_its_weight() -> None:
+    listed = [credit(1, 2, 1.0, Stream.SKETCH), credit(3, 4, 0.0, Stream.SKETCH)]
+    rows = [Row(0, 1, tuple(listed)), Row(1, 1, (credit(1, 2, 1.0),)), Row(2, 1, (credit(1, 2, 0.0),))]
+    group = one_group(sketch_list(), solution(1.0, tokens=7), solution(0.0, tokens=2), rows=rows)
+    settings = GrpoSettings(stream_weights=StreamWeights(solution=2.0, sketch=0.5, branch=9.0))
+    sketches, one, two = training_rows([group], settings)
+    assert stream_sums([sketches]) == pytest.approx(0.5)
+    assert stream_sums([one, two]) == pytest.approx(2.0)
+    assert sketches.loss_weights.max() == pytest.approx(0.5 / 4)
+    assert one.loss_weights.max() == two.loss_weights.max() == pytest.approx(2.0 / 9)
+
+
+def test_a_credits_weight_scales_its_share() -> None:
+    """One solution trained twice: 2 * 2 tokens of the stream, weighed 0.25 and 0.75."""
+    plain, guided = credit(1, 2, 1.0, weight=0.25), credit(1, 2, 1.0, weight=0.75)
+    rows = [Row(0, 1, (plain,), ints(9)), Row(0, 1, (guided,))]
+    one, two = training_rows([one_group(solution(1.0), rows=rows)], CENTRED)
+    assert stream_sums([one]) == pytest.approx(2 * 0.25 / 4)
+    assert stream_sums([two]) == pytest.approx(2 * 0.75 / 4)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4), st.floats(0, 3))
+def test_whatever_the_batch_a_stream_sums_to_its_weight(lengths: list[list[int]], weight: float) -> None:
+    groups = [parallel_group(*[0.0] * len(tokens), index=i, tokens=tokens) for i, tokens in enumerate(lengths)]
+    settings = GrpoSettings(stream_weights=StreamWeights(solution=weight))
+    assert stream_sums(training_rows(groups, settings)) == pytest.approx(weight, rel=1e-5)
+
+
+def test_a_batch_without_rows_is_empty() -> None:
+    assert training_rows([one_group(solution(1.0), rows=[])], CENTRED) == []

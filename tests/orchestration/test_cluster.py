@@ -1,0 +1,137 @@
+"""What a run needs of a cluster and what lacks, in words; no Ray is started."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayError
+
+from configs.schema import RunConfig
+from orchestration.cluster import (
+    ClusterError,
+    Role,
+    cause_of,
+    connect,
+    engine_env,
+    learner_env,
+    missing_resources,
+    placement_plan,
+    roles,
+)
+
+LEARNERS, ACTORS = Role("learner rank", 2, 1.0, 0.0), Role("rollout actor", 3, 0.5, 0.0)
+GPU_ACTORS = Role("rollout actor", 4, 1.0, 2.0)
+
+
+def configured(**groups: Any) -> RunConfig:
+    return RunConfig.model_validate(groups)
+
+
+GPUS = configured(
+    rollout={"actors": 4, "gpus_per_actor": 1, "tensor_parallel": 2, "cpus_per_actor": 3},
+    deepspeed={"ranks": 8, "gpus_per_rank": 1},
+    cluster={"address": "ray://head:10001"},
+)
+
+
+def test_the_roles_of_a_run() -> None:
+    config = configured(rollout={"actors": 3, "cpus_per_actor": 0.5}, deepspeed={"ranks": 2})
+    assert roles(config) == [LEARNERS, ACTORS]
+    assert [role.bundle for role in roles(config)] == [{"CPU": 1.0}, {"CPU": 0.5}]
+
+
+def test_an_engine_in_parts_needs_a_gpu_for_each() -> None:
+    ranks, actors = roles(GPUS)
+    assert (ranks.count, ranks.bundle) == (8, {"CPU": 1.0, "GPU": 1.0})
+    assert (actors.count, actors.bundle) == (4, {"CPU": 3.0, "GPU": 2.0})
+
+
+def test_a_role_that_needs_nothing_has_an_empty_bundle() -> None:
+    assert Role("x", 1, 0.0, 0.0).bundle == {}
+
+
+def test_the_plan_in_words() -> None:
+    config = configured(rollout={"actors": 3, "cpus_per_actor": 0.5}, deepspeed={"ranks": 2}, cluster={"local_cpus": 5})
+    assert placement_plan(config) == [
+        "2 x learner rank: 1 CPU, 0 GPU each",
+        "3 x rollout actor: 0.5 CPU, 0 GPU each",
+        "in all: 3.5 CPU, 0 GPU on inside a Ray job its cluster, else this machine (5 logical CPUs)",
+    ]
+    assert placement_plan(GPUS) == [
+        "8 x learner rank: 1 CPU, 1 GPU each",
+        "4 x rollout actor: 3 CPU, 2 GPU each",
+        "in all: 20 CPU, 16 GPU on ray://head:10001",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("needed", "nodes", "expected"),
+    [
+        ([LEARNERS, ACTORS], [{"CPU": 3.5}], []),
+        ([LEARNERS, ACTORS], [{"CPU": 2.0}, {"CPU": 1.5, "memory": 9.0}], []),
+        (
+            [LEARNERS, ACTORS],
+            [{"CPU": 2.0}, {"CPU": 1.0}],
+            ["3.5 CPU needed (2 learner rank x 1 + 3 rollout actor x 0.5), 3 there"],
+        ),
+        (
+            [LEARNERS, GPU_ACTORS],
+            [{"CPU": 8.0}],
+            [
+                "8 GPU needed (4 rollout actor x 2), 0 there",
+                "no single node has {'CPU': 1.0, 'GPU': 2.0} for a rollout actor",
+            ],
+        ),
+        (
+            # enough in all, but an actor's two GPUs must be on one node
+            [LEARNERS, GPU_ACTORS],
+            [{"CPU": 8.0, "GPU": 1.0}] * 8,
+            ["no single node has {'CPU': 1.0, 'GPU': 2.0} for a rollout actor"],
+        ),
+        ([Role("x", 2, 0.0, 0.0)], [{"CPU": 1.0}], []),
+        (
+            [LEARNERS],
+            [],
+            ["2 CPU needed (2 learner rank x 1), 0 there", "no single node has {'CPU': 1.0} for a learner rank"],
+        ),
+    ],
+    ids=["fits", "fits on two", "too few", "no gpus", "scattered", "nothing needed", "no nodes"],
+)
+def test_what_lacks_in_words(needed: list[Role], nodes: list[dict[str, float]], expected: list[str]) -> None:
+    assert missing_resources(needed, nodes) == expected
+
+
+def test_an_address_that_nothing_answers_at_is_named_in_one_line() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(
+            ClusterError, match=r"cluster\.address: cannot join Ray at .*nothing answers there"
+        ) as caught:
+            connect(configured(cluster={"address": address, "placement_timeout_s": 0.2}))
+    assert address in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not ray.is_initialized()
+
+
+def test_cpu_processes_run_on_one_thread_and_gpu_ones_as_they_like() -> None:
+    cpu = configured()
+    assert engine_env(cpu)["OMP_NUM_THREADS"] == learner_env(cpu)["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in engine_env(GPUS) | learner_env(GPUS)
+    assert engine_env(GPUS)["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RayError("a remote traceback\n  File x\nValueError: the cause\n\n"), "ValueError: the cause"),
+        (ValueError("what went wrong\nand a long story"), "what went wrong"),
+        (ValueError("  \n"), "ValueError"),
+        (RayError(), "RayError"),
+    ],
+)
+def test_the_cause_of_an_error_is_one_line(error: BaseException, expected: str) -> None:
+    assert cause_of(error) == expected

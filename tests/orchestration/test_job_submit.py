@@ -1,0 +1,89 @@
+"""`ray job submit` against a Ray head with its dashboard on, as on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestration.cluster import ROOT
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A Ray head of its own process group, so that only it is stopped."""
+    port, dashboard_port, metrics_port = free_port(), free_port(), 28281
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
+    # Socket paths must stay short: Ray's own temporary folder, not the tests'.
+    process = subprocess.Popen(
+        [
+            BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=8", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard_port}", f"--metrics-export-port={metrics_port}",
+            f"--object-store-memory={300 << 20}",
+        ],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard_port}", process)
+        yield Head(f"http://127.0.0.1:{dashboard_port}", environment)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        assert process.poll() is None, "the Ray head ended"
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.5)
+
+
+def test_a_submitted_job_trains(head: Head, small_policy: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--",
+            "python", "orchestration/run.py", "--config", "configs/quickstart.yaml", "run.updates=2",
+            "grpo.groups_per_update=4", "eval.episodes=16", "eval.samples=4", f"model.path={small_policy}",
+            f"run.root={tmp_path}", "run.name=job",
+        ],
+        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert "update 2/2" in done.stdout
+    summary = json.loads((tmp_path / "job" / "summary.json").read_text())
+    assert summary["ledger_balanced"]
+    assert summary["tickets"]["trained"] == 8

@@ -1,0 +1,140 @@
+"""Ray, vLLM and DeepSpeed ZeRO-3 together: two rollout actors and two ranks on one small policy."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.rollout_actor import Receipt
+from envs.codec import decode_group
+from envs.trajectory import Group
+from learner.batches import collate
+from learner.gather import by_layer
+from learner.losses import clipped_policy_gradient, token_logprobs, weighted_sum
+from learner.rows import training_rows
+from orchestration.tickets import held_out_tickets, training_ticket
+from tests.orchestration.stack import SETTINGS, Stack, assert_engine_and_learner_agree, started
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def stack(small_policy: Path) -> Iterator[Stack]:
+    with started(SETTINGS, small_policy, small_policy) as stack:
+        yield stack
+
+
+def test_same_ticket_gives_the_same_tokens_on_every_actor(stack: Stack) -> None:
+    async def both() -> list[list[bytes]]:
+        calls = [actor.sample_plain.remote(held_out_tickets(4, "frozen_lake"), 2) for actor in stack.actors]
+        return [await call for call in calls]
+
+    first, second = ([decode_group(data) for data in part] for part in stack.run(both))
+    for a, b in zip(first, second, strict=True):
+        assert [_tokens(a), a.ticket] == [_tokens(b), b.ticket]
+    assert len({str(_tokens(group)) for group in first}) == 4
+
+
+def test_an_update_equals_one_process_of_plain_torch(stack: Stack) -> None:
+    """Two ZeRO-3 ranks, several micro-batches: loss and gradient norm of the whole batch in one process."""
+
+    async def one_update() -> tuple[Any, list[bytes]]:
+        receipts, payloads = await stack.sample_batch(0, 6)
+        assert {r.state for r in receipts} == {"queued"}
+        sums = await stack.update(payloads)
+        return sums, await payloads
+
+    before = _load(stack.policy)
+    sums, messages = stack.run(one_update)
+    assert_engine_and_learner_agree(sums)
+
+    rows = training_rows([decode_group(m) for m in messages], stack.config.grpo)
+    assert {row.own_context for row in rows} == {True, False}
+    batch = collate(rows, torch.device("cpu"))
+    logits = before(input_ids=batch.token_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+    logprobs, _ = token_logprobs(logits, batch.token_ids[:, 1:], 1.0)
+    losses, _ = clipped_policy_gradient(logprobs, logprobs.detach(), batch.advantages[:, 1:], 0.2, 0.2)
+    loss = weighted_sum(losses, batch.loss_weights[:, 1:])
+    assert loss.item() == pytest.approx(sums.loss, abs=1e-5)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in before.parameters() if p.grad is not None])
+    assert float(norm) == pytest.approx(sums.grad_norm, rel=1e-4)
+    assert float(norm) > 1e-3
+
+
+def test_a_broadcast_brings_every_byte(stack: Stack, tmp_path: Path) -> None:
+    async def broadcast() -> list[int]:
+        seconds = await stack.learners.broadcast()
+        assert seconds < 10
+        await stack.learners.export(str(tmp_path / "policy"))
+        return [await actor.weights_checksum.remote() for actor in stack.actors]
+
+    received = stack.run(broadcast)
+    sent = 0
+    for layer in by_layer(_load(tmp_path / "policy").named_parameters()):
+        for _, parameter in layer:
+            sent = zlib.crc32(parameter.detach().numpy().tobytes(), sent)
+    assert received == [sent, sent]
+
+
+def test_after_a_broadcast_engine_and_learner_agree_as_before(stack: Stack) -> None:
+    async def round_trip() -> Any:
+        await stack.learners.broadcast()
+        _, payloads = await stack.sample_batch(100, 6)
+        return await stack.learners.score(await payloads)
+
+    assert_engine_and_learner_agree(stack.run(round_trip))
+
+
+def test_requests_in_flight_go_on_under_the_new_weights(stack: Stack) -> None:
+    """A broadcast while tickets are sampled: each token belongs to one version, and the learner confirms both."""
+
+    async def overlap() -> tuple[Any, Any, list[Group]]:
+        _, first = await stack.sample_batch(200, 4)
+        old = stack.version
+        tickets = [training_ticket(0, 300 + i, "frozen_lake") for i in range(24)]
+        sampling = [asyncio.create_task(stack.sample(i, ticket)) for i, ticket in enumerate(tickets)]
+        await asyncio.sleep(0.4)
+        await stack.update(first)
+        await stack.learners.broadcast()
+        await asyncio.gather(*sampling)
+        taken_ref, payloads_ref = stack.replay.take.options(num_returns=2).remote(24, stack.version)
+        assert len((await taken_ref).fresh) == 24
+        messages = await payloads_ref
+        return old, await stack.learners.score(messages), [decode_group(m) for m in messages]
+
+    old, sums, groups = stack.run(overlap)
+    versions = [np.concatenate([s.policy_versions for s in t.segments]) for g in groups for t in g.trajectories]
+    mixed = [v for v in versions if len(np.unique(v)) > 1]
+    assert mixed, "no trajectory was in flight during the broadcast"
+    assert all(set(np.unique(v)) <= {old, old + 1} and (np.diff(v) >= 0).all() for v in versions)
+    assert_engine_and_learner_agree(sums)
+
+
+def test_sesa_groups_come_through_whole(stack: Stack) -> None:
+    async def sample() -> tuple[list[Receipt], list[bytes]]:
+        receipts, payloads = await stack.sample_batch(400, 4)
+        return receipts, await payloads
+
+    receipts, messages = stack.run(sample)
+    for receipt, group in zip(receipts, sorted(map(decode_group, messages), key=lambda g: g.ticket.index), strict=True):
+        assert receipt.solutions == 4 == sum(t.is_solution for t in group.trajectories)
+        assert receipt.stats.sketches == 4
+        assert receipt.sampled_tokens == group.sampled_tokens > 0
+
+
+def _tokens(group: Group) -> list[list[int]]:
+    return [np.concatenate([s.token_ids for s in t.segments]).tolist() for t in group.trajectories]
+
+
+def _load(policy: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
