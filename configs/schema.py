@@ -62,9 +62,9 @@ class ModelSettings(Settings):
 class TurnSettings(Settings):
     """What every text environment shares."""
 
-    max_turns: PositiveInt = 5
-    actions_per_turn: PositiveInt = 2
-    max_actions: PositiveInt = 10
+    max_turns: PositiveInt = 6
+    actions_per_turn: PositiveInt = 1
+    max_actions: PositiveInt = 6
     format_penalty: float = Field(
         -0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action"
     )
@@ -195,7 +195,6 @@ class SyncSettings(Settings):
 class EvalSettings(Settings):
     episodes: PositiveInt = Field(256, description="held-out seeds, the same before and after")
     samples: PositiveInt = Field(8, description="plain-prompt samples of each; also the k of pass@k")
-    every: int = Field(0, ge=0, description="updates between evaluations on the way; 0: only before and after")
     timeout_s: PositiveFloat = Field(600.0)
 
 

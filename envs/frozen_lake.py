@@ -27,7 +27,7 @@ WAY_POINT = re.compile(r"\br(?:ow)?\s*(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s*(\d{1,4
 GUIDED_SHARE, SKETCH_SHARE = 0.4, 0.1
 GUIDED_SKILL = 0.95
 SKETCHES_A_LIST = 8
-DITHER = 0.7
+HABIT_SHARE = 0.6
 CARELESS_TURNS = 2
 # A goal next to the start teaches nothing.
 SHORTEST_ROUTE = 2
@@ -53,9 +53,11 @@ class FrozenLake(TextEnv):
     @property
     def rules(self) -> str:
         slip = f" A move goes sideways with chance {self.settings.slip:g}." if self.settings.slip else ""
+        example = " || ".join(["Right", "Down"][: self.settings.actions_per_turn])
         return (
-            f"Walk from P to G over frozen cells F, not into a hole H.{slip} r1c2 is row 1, column 2. Moves: Left, Up, Right, Down. "
-            f"Reply <think>...</think><answer>Right || Down</answer>, {self.settings.actions_per_turn} moves at most."
+            f"Walk from P to G over frozen cells F, not into a hole H. r1c2: row 1, column 2.{slip} "
+            f"Reply <think>...</think><answer>{example}</answer>. Moves: Left, Up, Right, Down, "
+            f"{self.settings.actions_per_turn} a turn."
         )
 
     def sketch_request(self, number: int) -> str:
@@ -93,10 +95,9 @@ class FrozenLake(TextEnv):
             return "edge"
         return "goal" if cell == self.goal else "hole" if cell in self.holes else "ice"
 
-    def _observation(self) -> str:
+    def _state(self) -> str:
         around = ", ".join(f"{name} {self.look(_beside(self.player, name))}" for name in NAMES)
-        left = self.settings.max_turns - self._turns
-        return f"{self.render()}\nP {_place(self.player)}, G {_place(self.goal)}. {around}.\n{left} turns left."
+        return f"{around}.\n{self.settings.max_turns - self._turns} turns left."
 
     # --- episode -----------------------------------------------------------------------------------------------------
 
@@ -117,7 +118,8 @@ class FrozenLake(TextEnv):
             if route is not None and SHORTEST_ROUTE <= len(route) <= self.action_limit:
                 break
         self._turns, self._executed, self._readable, self._over = 0, "", False, False
-        return self._observation()
+        # The board never changes: later messages tell what does, and cost half the tokens.
+        return f"{self.render()}\nP {_place(self.player)}, G {_place(self.goal)}. {self._state()}"
 
     @property
     def solvable(self) -> bool:
@@ -168,7 +170,7 @@ class FrozenLake(TextEnv):
         truncated = out_of_room and not self._terminated
         self._over = self._terminated or truncated
         reward = (self.settings.format_penalty if complaint else 0.0) + float(self.player == self.goal)
-        text = "\n".join(part for part in (complaint, self._ending() if self._over else self._observation()) if part)
+        text = "\n".join(part for part in (complaint, self._ending() if self._over else f"P {_place(self.player)}. {self._state()}") if part)
         return text, reward, self._terminated, truncated, {"outcome": self._outcome()}
 
     @property
@@ -223,15 +225,16 @@ class FrozenLake(TextEnv):
 
 def _play(game: FrozenLake, first: str, target: Cell | None, careful: bool, rng: np.random.Generator) -> Conversation:
     messages = [Message("system", game.rules), Message("user", first)]
+    habit = NAMES[rng.integers(len(NAMES))] if rng.random() < HABIT_SHARE else None
     over = False
     while not over and (careful or len(messages) < 2 * (CARELESS_TURNS + 1)):
         if game.player == target:
             target = None
-        moves = _careful_moves(game, target) if careful else _careless_moves(game, target, rng)
+        moves = _careful_moves(game, target) if careful else _careless_moves(game, target, habit)
         aim = game.goal if target is None else target
         trace = _trace(game, moves)
-        seen = ", ".join(f"{move} {_place(cell)} {game.look(cell)}" if careful else move for move, cell in trace)
-        thought = f"<think>to {_place(aim)}, {_bearing(game.player, aim)}: {seen}.</think>"
+        seen = ", ".join(f"{move} {game.look(cell)}" if careful else move for move, cell in trace)
+        thought = f"<think>{_bearing(game.player, aim)}: {seen}.</think>"
         if target in (cell for _, cell in trace):
             target = None
         answer = f"{thought}<answer>{' || '.join(moves)}</answer>"
@@ -250,12 +253,11 @@ def _careful_moves(game: FrozenLake, target: Cell | None) -> list[str]:
     return route[: game.settings.actions_per_turn]
 
 
-def _careless_moves(game: FrozenLake, target: Cell | None, rng: np.random.Generator) -> list[str]:
-    """One move as often as a turn allows: toward the aim whatever lies there, or anywhere."""
+def _careless_moves(game: FrozenLake, target: Cell | None, habit: str | None) -> list[str]:
+    """The same move for a whole turn, without a look at what lies there: the habit, or toward the aim."""
     here, aim = game.player, game.goal if target is None else target
     nearer = [name for name in NAMES if _distance(_beside(here, name), aim) < _distance(here, aim)]
-    move = NAMES[rng.integers(len(NAMES))] if rng.random() < DITHER else nearer[0]
-    return [move] * game.settings.actions_per_turn
+    return [habit or nearer[0]] * game.settings.actions_per_turn
 
 
 def _sketch_list(game: FrozenLake, first: str, way_points: list[Cell], rng: np.random.Generator) -> Conversation:
@@ -294,10 +296,10 @@ def _distance(one: Cell, other: Cell) -> int:
 
 
 def _bearing(start: Cell, end: Cell) -> str:
-    """In words: up or down, left or right."""
-    words = ["up"] * (end[0] < start[0]) + ["down"] * (end[0] > start[0])
-    words += ["left"] * (end[1] < start[1]) + ["right"] * (end[1] > start[1])
-    return " ".join(words) or "here"
+    """Rows, then columns, from where to where and which way: the numbers stand next to the word that follows from them."""
+    vertical = "up" if end[0] < start[0] else "down" if end[0] > start[0] else "same"
+    horizontal = "left" if end[1] < start[1] else "right" if end[1] > start[1] else "same"
+    return f"r{start[0] + 1} to r{end[0] + 1} {vertical}, c{start[1] + 1} to c{end[1] + 1} {horizontal}"
 
 
 def _place(cell: Cell) -> str:

@@ -106,7 +106,10 @@ def test_a_union_without_a_name_is_its_default_member(write: Write) -> None:
             "sampler.sketches: unknown key for 'parallel'; it belongs to 'sesa', but sampler.name is 'parallel'",
         ),
         ("sync: {backend: mpi}", "sync.backend: should be 'auto', 'nccl' or 'gloo', got \"mpi\""),
-        ("model: {warmup: {hidden: 130}}", "model.warmup: hidden (130) must be a multiple of heads (4)"),
+        (
+            "model: {warmup: {hidden: 130}}",
+            "model.warmup: hidden (130) must be a multiple of 32 * heads (4): the engine's attention on CPUs takes heads of 32, 64, ... only",
+        ),
         (
             "queue: {max_groups: 2}",
             "queue.max_groups (2) must be at least grpo.groups_per_update (16), or no batch ever fills",

@@ -23,8 +23,8 @@ QUICKSTART = "configs/quickstart.yaml"
 SMALL = ["eval.episodes=16", "eval.samples=4", "cluster.dashboard=false", "grpo.groups_per_update=6"]
 CONTRACT = {
     "env", "sampler", "seed", "updates", "success_before", "success_after", "pass_at_k_before", "pass_at_k_after",
-    "distinct_solutions_after", "tickets", "generated_tokens", "rollout_tokens_per_s", "learner_tokens_per_s",
-    "weight_sync_s_mean", "learner_idle_fraction", "actor_idle_fraction", "logprob_abs_diff_mean", "policy_lag_max", "wall_s",
+    "distinct_solutions_after", "tickets", "generated_tokens", "rollout_tokens_per_s", "learner_tokens_per_s", "wall_s",
+    "weight_sync_s_mean", "learner_idle_fraction", "actor_idle_fraction", "logprob_abs_diff_mean", "policy_lag_max",
 }  # fmt: skip
 
 
