@@ -39,7 +39,7 @@ LR_GROWTH_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
-    """`tokens`: trained and context tokens seen; `loss`: nats a trained token, mean of the last twentieth of the steps."""
+    """`tokens`: trained and context tokens seen; `loss`: nats a trained token, mean of the last 5 % of the steps."""
 
     seconds: float
     tokens: int
@@ -58,7 +58,7 @@ class Example:
 def make_policy(
     conversations: Sequence[Conversation], settings: WarmupSettings, max_model_len: int, folder: Path
 ) -> WarmupReport:
-    """Train a policy on the conversations' trained turns and leave it in `folder` in Hugging Face format, all or nothing.
+    """Train a policy on the conversations' trained turns; leave it in `folder` in Hugging Face format, all or nothing.
 
     Raises ValueError if a conversation is longer than `max_model_len` tokens. Repeatable: the same arguments on the
     same machine give the same weights.
@@ -128,7 +128,7 @@ def _texts_without_tags(conversations: Sequence[Conversation]) -> Iterator[str]:
 
 
 def encode(conversations: Sequence[Conversation], tokenizer: Qwen2Tokenizer) -> list[Example]:
-    """Each conversation as the chat template writes it; trained are the words of trained turns and the mark that ends them."""
+    """Each conversation as the chat template writes it; trained are a trained turn's words and the mark that ends it."""
     pieces: list[str] = []
     learned: list[bool] = []
     counts: list[int] = []

@@ -135,8 +135,6 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Give up what is still running or queued: counted as cancelled."""
-        if self._stopped:
-            return
         self._stopped = True
         tasks = list(self._running.values())
         for task in tasks:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from configs.schema import RunConfig
 from learner.rank import UpdateSums
@@ -23,7 +22,7 @@ class Driver:
     config: RunConfig
     folder: RunFolder
     dispatcher: Dispatcher
-    replay: ActorHandle
+    replay: Any  # handle of the ReplayQueue
     learners: Learners
     recorder: Recorder
 
@@ -46,7 +45,7 @@ class Driver:
         """Wait for a whole batch within the lag bound; what is too old is dropped, counted and replaced."""
         while True:
             size = await self.dispatcher.batch_ready()
-            answer: Any = self.replay.take.options(num_returns=2).remote(size, version)
+            answer = self.replay.take.options(num_returns=2).remote(size, version)
             taken: Taken = await answer[0]
             self.dispatcher.book_batch(taken)
             if taken.fresh:

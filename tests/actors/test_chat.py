@@ -103,8 +103,9 @@ def test_a_template_without_a_system_role_gets_the_rules_with_the_first_message(
 
 
 def test_other_complaints_of_a_template_are_not_taken_for_a_missing_system_role() -> None:
-    chat = Chat(byte_tokenizer("{{ raise_exception('tools are missing') }}"))
-    with pytest.raises(Exception, match="tools are missing"):
+    """This one would be silent with the rules in the user's message."""
+    chat = Chat(byte_tokenizer(NO_SYSTEM_ROLE.replace("System role not supported", "rules are too long") + CHATML))
+    with pytest.raises(Exception, match="rules are too long"):
         chat.opening("Rules.", "Begin.")
 
 

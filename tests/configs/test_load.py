@@ -108,7 +108,8 @@ def test_a_union_without_a_name_is_its_default_member(write: Write) -> None:
         ("sync: {backend: mpi}", "sync.backend: should be 'auto', 'nccl' or 'gloo', got \"mpi\""),
         (
             "model: {warmup: {hidden: 130}}",
-            "model.warmup: hidden (130) must be a multiple of 32 * heads (4): the engine's attention on CPUs takes heads of 32, 64, ... only",
+            "model.warmup: hidden (130) must be a multiple of 32 * heads (4): "
+            "the engine's attention on CPUs takes heads of 32, 64, ... only",
         ),
         (
             "queue: {max_groups: 2}",

@@ -127,9 +127,11 @@ def test_rewards_are_compared_inside_one_baseline_of_one_stream_of_one_group() -
         *(Row(0, 1, (b,)), Row(1, 1, (replace(b, reward=-0.5),))),
         *(Row(2, 1, (replace(a, last=2, stream=Stream.SKETCH, reward=7.0),)),),
     ]
-    groups = [one_group(solution(1.0), solution(0.0), sketch_list(), rows=rows), parallel_group(1.0, 1.0)]
+    again = [Row(0, 1, (replace(a, reward=9.0),)), Row(1, 1, (replace(a, reward=8.0),))]
+    groups = [one_group(solution(1.0), solution(0.0), sketch_list(), rows=rows)]
+    groups += [one_group(solution(9.0), solution(8.0), rows=again)]
     advantages = [row.advantages[row.loss_mask][0] for row in training_rows(groups, CENTRED)]
-    assert advantages == [0.5, -0.5, 0.5, -0.5, 0.0, 0.0, 0.0]
+    assert advantages == [0.5, -0.5, 0.5, -0.5, 0.0, 0.5, -0.5]
 
 
 def test_advantages_are_divided_where_asked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -208,6 +209,9 @@ async def test_a_failed_ticket_is_tried_again_then_counted_and_replaced(tmp_path
         assert fleet.in_flight == [1, 2]
         assert counts(dispatcher) == {"issued": 3, "failed": 1, "in_flight": 2}
         assert len({(t.env, t.seed) for _, t in fleet.asked if t.index == 0}) == 1
+        with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
+            rows = ledger.execute("SELECT attempts, reason FROM tickets ORDER BY ticket").fetchall()
+        assert rows == [(3, "boom"), (1, ""), (1, "")]
 
 
 async def test_a_retry_that_succeeds_ends_the_ticket_once(tmp_path: Path) -> None:
@@ -265,6 +269,19 @@ async def test_a_group_taken_before_its_receipt_came_is_booked_once(tmp_path: Pa
         dispatcher.advance(1)
         await settle()
         assert fleet.in_flight == [3, 4, 5]  # two batches ahead: these and ticket 2, which is queued
+        await fleet.finish(3)
+        assert await dispatcher.batch_ready() == BATCH
+
+
+async def test_a_receipt_that_comes_while_the_learner_works_makes_no_place(tmp_path: Path) -> None:
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured(lag=1)) as dispatcher:
+        await fleet.finish(1, 2)
+        dispatcher.book_batch(taken(0, 1))
+        await fleet.finish(0)
+        assert fleet.in_flight == [3]
+        dispatcher.book_trained(taken(0, 1))
+        assert counts(dispatcher) == {"issued": 4, "trained": 2, "queued": 1, "in_flight": 1}
 
 
 async def test_a_group_found_stale_before_its_receipt_came_is_booked_once(tmp_path: Path) -> None:
@@ -275,6 +292,7 @@ async def test_a_group_found_stale_before_its_receipt_came_is_booked_once(tmp_pa
         await fleet.finish(0)
         assert counts(dispatcher)["stale"] == 1
         assert counts(dispatcher)["queued"] == 2
+        assert await dispatcher.batch_ready() == BATCH
 
 
 # --- when a batch is ready -------------------------------------------------------------------------------------------

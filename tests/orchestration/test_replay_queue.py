@@ -143,6 +143,16 @@ async def test_a_full_queue_holds_actors_back_until_a_batch_is_taken() -> None:
     assert await taken_indices(replay, 2) == [3]
 
 
+async def test_a_batch_that_is_taken_lets_as_many_in_as_it_held() -> None:
+    replay = queue(max_groups=2)
+    for index in (0, 1):
+        await replay.put(message(index))
+    waiting = [asyncio.create_task(replay.put(message(i))) for i in (2, 3)]
+    assert await waits(waiting[0])
+    assert await taken_indices(replay, 2) == [0, 1]
+    assert [await waits(task) for task in waiting] == [False, False]
+
+
 async def test_bytes_hold_actors_back_too() -> None:
     replay = queue(max_mib=1)
     await replay.put(message(0, tokens=HALF_MIB // 2))
@@ -210,6 +220,7 @@ async def test_of_two_that_wait_with_one_ticket_one_is_refused() -> None:
     one, other = await asyncio.gather(*both, return_exceptions=True)
     assert one is None
     assert isinstance(other, QueueError)
+    assert str(other) == "ticket 2 is queued already"
     assert await taken_indices(replay, 2) == [2]
 
 
