@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.engine_arguments import engine_arguments
 from configs.schema import RunConfig
 from envs.trajectory import Floats, Ints
 
@@ -230,35 +231,3 @@ def start_engine(arguments: dict[str, Any]) -> Any:
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     engine.set_weight_version("0")
     return engine
-
-
-def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, Any]:
-    """vLLM's engine arguments for one rollout actor; every engine needs a seed of its own or samples repeat."""
-    rollout, on_gpu = config.rollout, config.rollout.gpus_per_actor > 0
-    memory: dict[str, Any] = (
-        {"gpu_memory_utilization": rollout.gpu_memory_share, "tensor_parallel_size": rollout.tensor_parallel}
-        if on_gpu
-        else {
-            # The engine's own guess reads one NUMA node's memory; a number of bytes is exact.
-            "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
-            # A prefill cut in two takes back a draw of the request's own generator, which a CPU generator cannot do:
-            # the step would raise. Whole prefills need a budget of at least one full context.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(8192, config.model.max_model_len),
-        }
-    )
-    return {
-        "model": policy,
-        "dtype": config.model.dtype,
-        "max_model_len": config.model.max_model_len,
-        "max_num_seqs": rollout.max_num_seqs,
-        "block_size": rollout.block_size,
-        "enable_prefix_caching": True,
-        "enforce_eager": not (on_gpu and rollout.cuda_graphs),
-        # The learner divides logits by the temperature too: both sides speak of the distribution sampled from.
-        "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": config.transfer_backend},
-        "disable_log_stats": True,
-        "seed": index,
-        **memory,
-    }

@@ -265,6 +265,10 @@ class RunConfig(Settings):
             raise ValueError(
                 "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
             )
+        if self.rollout.tensor_parallel > 1 and self.rollout.gpus_per_actor == 0:
+            raise ValueError(
+                f"rollout.tensor_parallel ({self.rollout.tensor_parallel}) needs GPUs, rollout.gpus_per_actor is 0"
+            )
         return self
 
     @property

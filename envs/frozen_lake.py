@@ -32,7 +32,7 @@ GUIDED_SHARE, SKETCH_SHARE = 0.5, 0.08
 GUIDED_SKILL = 0.95
 SKETCHES_A_LIST = 8
 # Careless players that hold one direction whatever comes; the others walk straight at the goal.
-HABIT_SHARE = 0.65
+HABIT_SHARE = 0.7
 # A careless game is cut here: the rest repeats itself and costs training time.
 CARELESS_TURNS = 3
 
@@ -80,7 +80,7 @@ class FrozenLake(TextEnv):
         on_board = 1 <= row <= self.settings.size and 1 <= column <= self.settings.size
         return f"{row},{column}" if on_board else None
 
-    def render(self) -> str:  # type: ignore[override]  # gymnasium declares one type variable for every kind of frame
+    def render(self) -> str:
         """The board: one character a cell, cells separated by blanks."""
         size = self.settings.size
         return "\n".join(" ".join(self._letter((row, column)) for column in range(size)) for row in range(size))
@@ -241,7 +241,7 @@ def _play(game: FrozenLake, first: str, target: Cell | None, careful: bool, rng:
         trace = _trace(game, moves)
         seen = ", ".join(f"{move} {game.look(cell)}" if careful else move for move, cell in trace)
         thought = f"<think>{bearing}: {seen}.</think>"
-        if target in (cell for _, cell in trace[:-1]):
+        if target in [cell for _, cell in trace[:-1]]:
             target = None
         answer = f"{thought}<answer>{' || '.join(moves)}</answer>"
         messages.append(Message("assistant", answer, trained=True))

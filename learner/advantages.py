@@ -14,5 +14,7 @@ def group_advantages(
     GRPO (arXiv 2402.03300, section 4.1) normalises by the standard deviation; Dr. GRPO (arXiv 2503.20783) does not.
     A group of equal rewards, or of one member, has no advantage.
     """
+    if rewards.max() == rewards.min():
+        return np.zeros_like(rewards)  # exactly, whatever the mean rounds to
     centred = rewards - rewards.mean()
     return centred / (rewards.std() + epsilon) if normalize_std else centred

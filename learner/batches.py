@@ -16,7 +16,10 @@ Plan = list[list[list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows padded on the right. (B, T) but caps (B, 1): infinite where a row is not corrected."""
+    """Rows padded on the right: (B, T), but own_context and importance_caps (B, 1).
+
+    A cap is infinite where a row is not corrected.
+    """
 
     token_ids: Tensor
     attention_mask: Tensor

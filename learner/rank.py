@@ -5,17 +5,12 @@ Every rank gets the whole batch and plans all shares alike, so T_stream and the 
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -27,6 +22,7 @@ from envs.codec import decode_group
 from learner.batches import MicroBatch, collate, plan_micro_batches
 from learner.losses import clipped_policy_gradient, token_logprobs, truncated_importance, weighted_sum
 from learner.rows import TrainingRow, training_rows
+from learner.zero3 import join_ranks, zero3_engine
 
 if TYPE_CHECKING:
     from learner.weight_sender import WeightSender
@@ -83,30 +79,9 @@ class LearnerRank:
 
     def start(self, address: str, port: int) -> int:
         """Join the ranks and load the policy; returns the number of its parameters."""
-        on_gpu = self._config.deepspeed.gpus_per_rank > 0
-        # DeepSpeed reads these while it is imported. LOCAL_RANK is 0 on GPUs too: Ray shows each actor its own alone.
-        os.environ |= {
-            "DS_ACCELERATOR": "cuda" if on_gpu else "cpu",
-            "RANK": str(self._rank),
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": str(self._config.deepspeed.ranks),
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(port),
-        }
-        quieten()
-        import deepspeed
-
-        if not on_gpu:
-            # Else a C++ extension is built that only inference collectives use; that would take a compiler.
-            sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-        torch.manual_seed(self._config.run.seed)
-        timeout = timedelta(seconds=self._config.deepspeed.timeout_s)
-        deepspeed.init_distributed(
-            "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=timeout
-        )
-        self._device = torch.device("cuda" if on_gpu else "cpu")
-        self._engine, self._optimizer = _zero3_engine(self._config, self._policy)
+        self._device = torch.device("cuda" if self._config.deepspeed.gpus_per_rank > 0 else "cpu")
+        join_ranks(self._config, self._rank, address, port)
+        self._engine, self._optimizer = zero3_engine(self._config, self._policy)
         return sum(p.ds_numel for p in self._engine.module.parameters())
 
     def connect(self, actors: Sequence[ActorHandle], address: str, port: int) -> None:
@@ -228,49 +203,3 @@ class LearnerRank:
             own_abs_diff=float(difference.sum()),
             own_abs_diff_max=float(difference.max()) if difference.numel() else 0.0,
         )
-
-
-def quieten() -> None:
-    """Silence what DeepSpeed and torch repeat at every step and nobody can act on."""
-    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..*is deprecated.*")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-
-
-def _zero3_engine(config: RunConfig, policy: str) -> tuple[Any, torch.optim.Optimizer]:
-    import deepspeed
-    from transformers import AutoModelForCausalLM
-
-    # Float32 weights also for bfloat16 runs: DeepSpeed keeps the optimizer's copy exact and casts the module itself.
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    if config.deepspeed.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.optim.lr,
-        betas=(config.optim.beta1, config.optim.beta2),
-        weight_decay=config.optim.weight_decay,
-    )
-    engine, wrapped, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=_deepspeed_settings(config))
-    engine.train()  # from_pretrained leaves eval mode, in which gradient checkpointing is silently off
-    return engine, wrapped
-
-
-def _deepspeed_settings(config: RunConfig) -> dict[str, Any]:
-    bucket = config.deepspeed.bucket_mib << 18  # in elements of 4 bytes
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "steps_per_print": 10**9,
-        "gradient_clipping": config.optim.max_grad_norm,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": 3,
-            "overlap_comm": config.deepspeed.gpus_per_rank > 0,
-            "contiguous_gradients": True,
-            "stage3_param_persistence_threshold": 0,
-            "stage3_gather_16bit_weights_on_model_save": True,
-            "reduce_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-        },
-    }

@@ -87,9 +87,7 @@ def make_policy(
     )
 
 
-def train_tokenizer(
-    conversations: Sequence[Conversation], vocabulary: int, max_model_len: int
-) -> Qwen2Tokenizer:
+def train_tokenizer(conversations: Sequence[Conversation], vocabulary: int, max_model_len: int) -> Qwen2Tokenizer:
     """Byte-level BPE of at most `vocabulary` entries, with the chat template; any text can be encoded.
 
     Cut into words, single digits and signs as Qwen2's tokenizer does it: transformers loads that class for every
@@ -128,7 +126,7 @@ def _texts_without_tags(conversations: Sequence[Conversation]) -> Iterator[str]:
 
 
 def encode(conversations: Sequence[Conversation], tokenizer: Qwen2Tokenizer) -> list[Example]:
-    """Each conversation as the chat template writes it; trained are a trained turn's words and the mark that ends it."""
+    """Each conversation as the chat template writes it; trained are a trained turn's words and its end mark."""
     pieces: list[str] = []
     learned: list[bool] = []
     counts: list[int] = []

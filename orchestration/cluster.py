@@ -61,10 +61,8 @@ def placement_plan(config: RunConfig) -> list[str]:
     """The plan in words, one line a role and one for the sum."""
     lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in roles(config)]
     total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in roles(config)) for k in ("CPU", "GPU")}
-    where = (
-        config.cluster.address
-        or f"inside a Ray job its cluster, else this machine ({config.cluster.local_cpus} logical CPUs)"
-    )
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    where = f"the cluster at {address}" if address else f"this machine ({config.cluster.local_cpus} logical CPUs)"
     return [*lines, f"in all: {total['CPU']:g} CPU, {total['GPU']:g} GPU on {where}"]
 
 

@@ -42,7 +42,10 @@ class Driver:
         await self.dispatcher.stop()
 
     async def _next_batch(self, version: int) -> tuple[Taken, ray.ObjectRef]:
-        """Wait for a whole batch within the lag bound; what is too old is dropped, counted and replaced."""
+        """Wait for a batch within the lag bound. Groups that turn out too old when taken are dropped and counted.
+
+        The batch is then short of them; their replacements are for the next one.
+        """
         while True:
             size = await self.dispatcher.batch_ready()
             answer = self.replay.take.options(num_returns=2).remote(size, version)

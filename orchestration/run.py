@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,8 +44,9 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, config_name: str) -> int:
-    # `ray job stop` and schedulers end a run by SIGTERM: it is left as in order as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Threads of a parallel loop sleep while they wait for each other instead of spinning: on a busy machine the warm-up
+    # is many times slower otherwise. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # ray and torch take seconds to import: a mistyped key is reported before.
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
 

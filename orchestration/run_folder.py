@@ -34,11 +34,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=False)
         except FileExistsError:
-            if path.is_dir():
-                raise RunFolderError(
-                    f"run.name: {path} exists already: choose another name or remove the folder"
-                ) from None
-            raise RunFolderError(f"run.root: {path.parent} is not a folder") from None
+            raise RunFolderError(f"run.name: {path} exists already: choose another name or remove it") from None
         except OSError as error:
             raise RunFolderError(
                 f"run.root: {path} cannot be made: {error.strerror}: choose a folder you can write"

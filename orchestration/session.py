@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -69,6 +70,9 @@ def run_session(config: RunConfig, config_name: str) -> None:
 def joined_cluster(config: RunConfig, console: Console) -> Iterator[cluster.PlacementGroup]:
     """The run's room on a Ray cluster, given back at the end."""
     dashboard = cluster.connect(config)
+    # `ray job stop` and schedulers end a run by SIGTERM: it is left in as good order as after Ctrl-C. Set behind
+    # `ray.init`, which brings a handler of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         console.say(f"Ray dashboard: http://{dashboard}" if dashboard else "Ray runs without its dashboard")
         group = cluster.reserve(config)

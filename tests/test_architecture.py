@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,23 +35,21 @@ HEAVY = {
         "orchestration/session.py",
     },
     "vllm": {"actors/engine.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
-    "deepspeed": {"learner/gather.py", "learner/rank.py"},
+    "deepspeed": {"learner/gather.py", "learner/zero3.py"},
 }
 LINES_A_FILE = 400
 LINES_OF_THE_LOOP = 40
 # From a ticket to the weights it changed: the files to read to know all of it.
 WAY_OF_ONE_PROMPT = (
-    "orchestration/run.py",
-    "orchestration/session.py",
-    "orchestration/driver.py",
-    "orchestration/dispatch.py",
     "orchestration/tickets.py",
+    "orchestration/dispatch.py",
+    "orchestration/driver.py",
     "orchestration/replay_queue.py",
     "actors/rollout_actor.py",
-    "actors/engine.py",
-    "actors/chat.py",
-    "actors/rollout.py",
     "actors/samplers/sesa.py",
+    "actors/rollout.py",
+    "actors/chat.py",
+    "actors/engine.py",
     "envs/trajectory.py",
     "envs/codec.py",
     "learner/rows.py",
@@ -61,11 +57,9 @@ WAY_OF_ONE_PROMPT = (
     "learner/batches.py",
     "learner/losses.py",
     "learner/rank.py",
-    "learner/weight_sender.py",
 )
-LINES_OF_THE_WAY = 2000  # of code: blank lines, comments and docstrings apart
+LINES_OF_THE_WAY = 2000  # all of them, comments and docstrings too
 
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SOURCES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -129,33 +123,9 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES_A_FILE
 
 
-def lines_of_code(path: Path) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings."""
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    text = path.read_text(encoding="utf-8")
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in layout:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            lines.difference_update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-    return len(lines)
-
-
-def test_code_is_counted_without_what_is_written_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    source = tmp_path / "source.py"
-    source.write_text(
-        '"""Two\nlines."""\n\n# why\nx = """a\nb"""  # and so on\n\n\ndef f() -> None:\n    """Done."""\n'
-    )
-    assert lines_of_code(source) == 3
-
-
 def test_the_way_of_one_prompt_can_be_read_in_one_sitting(record_property: Callable[[str, object], None]) -> None:
-    lines = {name: lines_of_code(ROOT / name) for name in WAY_OF_ONE_PROMPT}
-    record_property("lines of code", sum(lines.values()))
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in WAY_OF_ONE_PROMPT}
+    record_property("lines", sum(lines.values()))
     assert sum(lines.values()) < LINES_OF_THE_WAY, lines
 
 

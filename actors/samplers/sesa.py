@@ -21,10 +21,9 @@ from envs.trajectory import Credit, Group, GroupStats, Ints, Role, Row, Segment,
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A drafted sketch: its tokens (n,) without the end, and where it was sampled. Rejected ones are not expanded."""
+    """A drafted sketch: tokens (n,) without the end, and its segment in the list. Rejected: not to be expanded."""
 
     token_ids: Ints
-    trajectory: int
     segment: int
     rejected: bool
 
@@ -62,7 +61,7 @@ class SketchList:
 
     def add(self, segment: Segment, token_ids: Ints, rejected: bool) -> None:
         self.segments.append(segment)
-        self.sketches.append(Sketch(token_ids, 0, len(self.segments) - 1, rejected))
+        self.sketches.append(Sketch(token_ids, len(self.segments) - 1, rejected))
 
     def trajectories(self) -> list[Trajectory]:
         """The list itself first, then the tries taken back; none where not even one sketch had room."""

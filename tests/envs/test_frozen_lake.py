@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import FrozenLakeSettings
-from envs.base import TextEnv
 from envs.frozen_lake import FrozenLake
 from envs.registry import make_env
 from envs.trajectory import Verdict
@@ -40,7 +39,7 @@ def say(*moves: str) -> str:
     return f"<think>so</think><answer>{' || '.join(moves)}</answer>"
 
 
-def play(game: TextEnv, answers: Iterable[str]) -> list[tuple[str, float, bool, bool, Verdict]]:
+def play(game: FrozenLake, answers: Iterable[str]) -> list[tuple[str, float, bool, bool, Verdict]]:
     """The steps of an episode, to its end or to the last answer."""
     steps = []
     for answer in answers:

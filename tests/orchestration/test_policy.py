@@ -1,0 +1,79 @@
+"""Where a run's policy comes from: the folder that is named, or the cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import RunConfig
+from orchestration.policy import PolicyError, ensure_policy
+
+
+def config(**model: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": model})
+
+
+def small(cache: Path, **changes: Any) -> RunConfig:
+    warmup = {"layers": 1, "hidden": 32, "heads": 1, "demonstrations": 40, "cache": str(cache), **changes}
+    return config(warmup=warmup)
+
+
+def policy_folder(folder: Path, **tokenizer: str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(PolicyError) as refused:
+        ensure_policy(config(path=path), print)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    assert refusal(missing) == f"model.path: {missing} is not a folder, nor a hub id (owner/name)"
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    assert refusal(str(tmp_path)) == f"model.path: {tmp_path} holds no model in Hugging Face format (no config.json)"
+
+
+def test_a_tokenizer_without_a_chat_template_is_named(tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "policy")
+    assert refusal(str(folder)) == f"model.path: the tokenizer in {folder} has no chat template"
+
+
+def test_a_complete_folder_and_a_hub_id_pass(tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "policy", chat_template="{{ messages }}")
+    assert ensure_policy(config(path=str(folder)), print) == folder
+    assert ensure_policy(config(path="Qwen/Qwen2.5-0.5B-Instruct"), print) == Path("Qwen/Qwen2.5-0.5B-Instruct")
+
+
+def test_a_policy_is_made_once_for_its_settings_and_anew_for_others(tmp_path: Path) -> None:
+    said: list[str] = []
+    made = ensure_policy(small(tmp_path), said.append)
+    assert len(said) == 2
+    stamp = (made / "model.safetensors").stat().st_mtime_ns
+    assert ensure_policy(small(tmp_path), said.append) == made
+    assert len(said) == 2
+    assert (made / "model.safetensors").stat().st_mtime_ns == stamp
+    assert ensure_policy(config(path=str(made)), said.append) == made
+    assert ensure_policy(small(tmp_path, skill=0.5), said.append) != made
+    assert len(said) == 4
+
+
+def test_the_place_of_the_cache_is_no_part_of_the_policy(tmp_path: Path) -> None:
+    one, other = (ensure_policy(small(tmp_path / name), print) for name in ("one", "other"))
+    assert one.name == other.name
+
+
+def test_a_warm_up_that_does_not_fit_names_the_setting(tmp_path: Path) -> None:
+    warmup = small(tmp_path).model.warmup
+    with pytest.raises(PolicyError, match=r"^model\.warmup: .*model\.max_model_len is 100$"):
+        ensure_policy(config(warmup=warmup.model_dump(), max_model_len=100), print)
