@@ -32,8 +32,8 @@ class WarmupSettings(Settings):
     hidden: PositiveInt = 128
     heads: PositiveInt = 4
     vocabulary: int = Field(512, ge=300, description="upper bound on the trained tokenizer's size")
-    demonstrations: PositiveInt = Field(4000, description="conversations the demonstrator plays")
-    tokens_per_batch: PositiveInt = Field(2048, description="padded tokens of one optimizer step")
+    demonstrations: PositiveInt = Field(3600, description="conversations the demonstrator plays")
+    tokens_per_batch: PositiveInt = Field(1536, description="padded tokens of one optimizer step")
     epochs: PositiveInt = 1
     lr: PositiveFloat = 3e-3
     skill: float = Field(0.15, ge=0, le=1, description="share of careful demonstrations; the rest are careless")

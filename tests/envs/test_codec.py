@@ -86,11 +86,12 @@ def segments(draw: st.DrawFn) -> Segment:
 @st.composite
 def rows(draw: st.DrawFn, trajectories: list[Trajectory]) -> Row:
     number, last = draw(st.sampled_from([(i, len(t.segments)) for i, t in enumerate(trajectories)]))
-    credit_at = st.integers(0, last - 1).flatmap(lambda first: st.tuples(st.just(first), st.integers(first + 1, last)))
+    start = draw(st.integers(0, last - 1))
+    credit_at = st.integers(start, last - 1).flatmap(lambda i: st.tuples(st.just(i), st.integers(i + 1, last)))
     credits = draw(st.lists(st.tuples(credit_at, st.sampled_from(Stream), TEXT, REWARDS, REWARDS), max_size=3))
     return Row(
         number,
-        draw(st.integers(0, last - 1)),
+        start,
         tuple(Credit(*span, stream, baseline, reward, weight) for span, stream, baseline, reward, weight in credits),
         draw(st.none() | arrays(np.int32, st.integers(0, 5), elements=TOKENS)),
         draw(st.none() | REWARDS),

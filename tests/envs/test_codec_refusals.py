@@ -42,8 +42,14 @@ BREAKS: dict[str, tuple[Callable[[Body], object], str]] = {
     "row's trajectory": (lambda b: b[3][0].__setitem__(0, 2), "row 0: trajectory 2 of 2"),
     "row's first": (lambda b: b[3][0].__setitem__(1, 2), "row 0: first segment 2 of 2"),
     "failed": (lambda b: b[2][0].__setitem__(1, "failed"), "row 0: trajectory 0 failed and is no training data"),
-    "credit's last": (lambda b: b[3][0][2][0].__setitem__(1, 3), r"row 0: a credit for segments \[1, 3\) of 2"),
-    "credit's first": (lambda b: b[3][0][2][0].__setitem__(0, -1), r"row 0: a credit for segments \[-1, 2\) of 2"),
+    "credit's last": (
+        lambda b: b[3][0][2][0].__setitem__(1, 3),
+        r"row 0: a credit for segments \[1, 3\) of the targets \[1, 2\)",
+    ),
+    "credit's first": (
+        lambda b: b[3][0][2][0].__setitem__(0, 0),
+        r"row 0: a credit for segments \[0, 2\) of the targets",
+    ),
     "many rows": (lambda b: b.__setitem__(3, [0] * 5000), "5000 exceeds max_array_len"),
     "long text": (lambda b: b.__setitem__(1, "x" * (2**20 + 1)), "exceeds max_str_len"),
     "a map": (lambda b: b.__setitem__(4, {"a": 1}), "1 exceeds max_map_len"),

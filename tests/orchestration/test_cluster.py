@@ -58,12 +58,12 @@ def test_the_plan_in_words() -> None:
     assert placement_plan(config) == [
         "2 x learner rank: 1 CPU, 0 GPU each",
         "3 x rollout actor: 0.5 CPU, 0 GPU each",
-        "in all: 3.5 CPU, 0 GPU on inside a Ray job its cluster, else this machine (5 logical CPUs)",
+        "in all: 3.5 CPU, 0 GPU on this machine (5 logical CPUs)",
     ]
     assert placement_plan(GPUS) == [
         "8 x learner rank: 1 CPU, 1 GPU each",
         "4 x rollout actor: 3 CPU, 2 GPU each",
-        "in all: 20 CPU, 16 GPU on ray://head:10001",
+        "in all: 20 CPU, 16 GPU on the cluster at ray://head:10001",
     ]
 
 
