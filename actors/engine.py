@@ -66,7 +66,11 @@ class Engine:
         arguments = engine_arguments(config, policy, index)
         self._thread = threading.Thread(target=self._run, args=(arguments, ready), name="vllm-step", daemon=True)
         self._thread.start()
-        ready.result(config.rollout.start_timeout_s)
+        limit_s = config.rollout.start_timeout_s
+        try:
+            ready.result(limit_s)
+        except TimeoutError:
+            raise EngineError(f"the engine was not up within {limit_s:g} s (rollout.start_timeout_s)") from None
 
     async def sample(self, context_ids: Ints, max_tokens: int, seed: int) -> Completion | None:
         """One answer to a context (n,), at the run's temperature; None when the context leaves no room for a token."""

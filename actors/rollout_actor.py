@@ -70,7 +70,8 @@ class RolloutActor:
         except EnvironmentFailure as failure:
             return Receipt(ticket, "failed", str(failure))
         except Exception as error:  # a ticket's trouble is the ticket's: counted, retried, never the actor's end
-            return Receipt(ticket, "failed", f"{type(error).__name__}: {error}")
+            # The last line is the cause: errors that crossed processes carry a traceback before it.
+            return Receipt(ticket, "failed", f"{type(error).__name__}: {_last_line(error)}")
 
     async def sample_plain(self, tickets: Sequence[Ticket], samples: int) -> list[bytes]:
         """Encoded groups of plain-prompt solutions of held-out tickets. A ticket that fails raises."""
@@ -139,6 +140,10 @@ def _receipt(group: Group, state: str, cause: str) -> Receipt:
         sampled_tokens=group.sampled_tokens,
         stats=group.stats,
     )
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[-1].strip()
 
 
 def _update_is_open(worker: Any) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import nan
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -155,7 +156,8 @@ class Recorder:
         sampled, counts = self._dispatcher.take_sampled(), self._dispatcher.ledger.counts()
         lags = [update - 1 - header.oldest_version for header in taken.fresh]
         self._totals.add(sampled, sums, spans, max(lags))
-        solutions, groups, tokens = max(sampled.solutions, 1), max(sampled.groups, 1), max(sums.tokens, 1)
+        # Nothing may have been sampled meanwhile, as before the last update: no number then, not zero.
+        solutions, groups, tokens = sampled.solutions or nan, sampled.groups or nan, sums.tokens or nan
         sketches = sampled.stats.sketches + sampled.stats.resampled_sketches
         rejected = sampled.stats.duplicate_sketches + sampled.stats.unparsable_sketches
         return UpdateMetrics(
