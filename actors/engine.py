@@ -55,7 +55,7 @@ class Engine:
 
     def __init__(self, config: RunConfig, policy: str, index: int, eos_id: int) -> None:
         self._config, self._eos_id = config, eos_id
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._waiting: dict[str, Future[RequestOutput]] = {}
         self._requests = 0
         self._paused_at: float | None = None
@@ -101,7 +101,7 @@ class Engine:
             return self._completion(await asyncio.wrap_future(future))
         except asyncio.CancelledError:
             # The caller gave up (time limit, or the run is over): free the engine's slot.
-            self._commands.put(lambda: self._abort(request_id))
+            self._commands.put((lambda: self._abort(request_id), Future()))
             raise
 
     async def worker_call(self, method: str | Callable[..., Any], **arguments: Any) -> Any:
@@ -139,23 +139,14 @@ class Engine:
         """Stop the thread after the step it is in and free the engine."""
         self._stopping = True
         self._thread.join(timeout_s)
-        if not self._thread.is_alive() and self._broken is None:
+        if not self._thread.is_alive() and hasattr(self, "_engine"):
             self._engine.engine_core.shutdown()
 
     async def _call(self, command: Callable[[], Any]) -> Any:
-        if self._broken is not None:
-            raise EngineError(f"the engine stopped: {self._broken}") from self._broken
         done: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                result = command()
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(result)
-
-        self._commands.put(run)
+        self._commands.put((command, done))
+        if self._broken is not None:  # looked at behind the put: a thread that has ended runs no more commands
+            self._fail(self._broken)
         return await asyncio.wrap_future(done)
 
     def _run(self, arguments: dict[str, Any], ready: Future[None]) -> None:
@@ -172,6 +163,7 @@ class Engine:
                 self._run_commands()
                 if not self._idle():
                     self._step()
+            self._fail(EngineError("it was closed"))
         except BaseException as error:
             self._fail(error)
 
@@ -182,9 +174,9 @@ class Engine:
         """Run all commands that are there; an idle engine waits for one, looking up to see whether to stop."""
         try:
             if self._idle():
-                self._commands.get(timeout=0.2)()
+                _execute(*self._commands.get(timeout=0.2))
             while True:
-                self._commands.get_nowait()()
+                _execute(*self._commands.get_nowait())
         except queue.Empty:
             return
 
@@ -192,9 +184,10 @@ class Engine:
         began = time.monotonic()
         for output in self._engine.step():
             future = self._waiting.pop(output.request_id, None) if output.finished else None
-            if future is not None and not future.cancelled():
+            if future is not None:
                 self._sampled_tokens += len(output.outputs[0].token_ids)
-                future.set_result(output)
+                if future.set_running_or_notify_cancel():
+                    future.set_result(output)
         self._busy_s += time.monotonic() - began
 
     def _abort(self, request_id: str) -> None:
@@ -202,11 +195,14 @@ class Engine:
             self._engine.abort_request([request_id])
 
     def _fail(self, error: BaseException) -> None:
+        """Nothing more will be run: everybody who waits is told why."""
         self._broken = error
-        for future in self._waiting.values():
-            if not future.done():
+        waiting, self._waiting = list(self._waiting.values()), {}
+        while not self._commands.empty():
+            waiting.append(self._commands.get()[1])
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
                 future.set_exception(EngineError(f"the engine stopped: {error}"))
-        self._waiting.clear()
 
     def _completion(self, output: RequestOutput) -> Completion:
         out = output.outputs[0]
@@ -220,6 +216,18 @@ class Engine:
         if len(versions) and versions.min() < 0:
             raise EngineError(f"the engine did not say under which weights request {output.request_id} was sampled")
         return Completion(token_ids, logprobs, versions, bool(len(token_ids)) and int(token_ids[-1]) == self._eos_id)
+
+
+def _execute(command: Callable[[], Any], done: Future[Any]) -> None:
+    """Run a command unless its caller has given up, and hand over what it returns or raises."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        result = command()
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(result)
 
 
 def start_engine(arguments: dict[str, Any]) -> Any:

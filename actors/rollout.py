@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from actors.chat import MARK, Chat, Frame
 from actors.engine import Completion
+from actors.env_workers import EnvWorkers
 from configs.schema import RunConfig
 from configs.seeds import derive_seed
 from envs.base import Outcome, TextEnv
@@ -44,7 +43,7 @@ class Shared:
     chat: Chat
     policy: Policy
     make_env: Callable[[], TextEnv]
-    workers: ThreadPoolExecutor
+    workers: EnvWorkers
 
 
 class Rollout:
@@ -106,8 +105,7 @@ class Rollout:
         """Run an environment's call off the event loop, within its time limit. Raises EnvironmentFailure."""
         limit_s = self._shared.config.rollout.env_timeout_s
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._shared.workers, call, *arguments)
-            return await asyncio.wait_for(running, limit_s)
+            return await self._shared.workers.call(limit_s, call, *arguments)
         except TimeoutError:
             raise EnvironmentFailure(
                 f"{self.ticket.env} did not answer within {limit_s:g} s (rollout.env_timeout_s)"

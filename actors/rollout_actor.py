@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 
 from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
+from actors.env_workers import EnvWorkers
 from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
 from actors.samplers.parallel import ParallelSampler
@@ -46,8 +47,7 @@ class RolloutActor:
         self._config, self._index, self._replay = config, index, replay
         chat = Chat.load(policy)
         self._engine = Engine(config, policy, index, chat.eos_id)
-        workers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="environment")
-        self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), workers)
+        self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), EnvWorkers())
         self._sampler = build_sampler(config.sampler)
 
     async def ready(self) -> str:
@@ -76,7 +76,7 @@ class RolloutActor:
     async def sample_plain(self, tickets: Sequence[Ticket], samples: int) -> list[bytes]:
         """Encoded groups of plain-prompt solutions of held-out tickets. A ticket that fails raises."""
         sampler = ParallelSampler(samples)
-        groups = await asyncio.gather(*(self._sample_group(ticket, sampler) for ticket in tickets))
+        groups = await asyncio.gather(*(self._sample_insisting(ticket, sampler) for ticket in tickets))
         return [encode_group(group) for group in groups]
 
     async def weights_checksum(self) -> int | None:
@@ -92,9 +92,6 @@ class RolloutActor:
 
     async def start_weight_update(self) -> None:
         await self._engine.pause()
-        if await self._engine.worker_call(_update_is_open):
-            # A sender died between start and finish: close its session, which restores the old weights.
-            await self._engine.worker_call("finish_weight_update")
         await self._engine.worker_call("start_weight_update")
 
     async def update_weights(self, request: Any) -> None:
@@ -114,6 +111,12 @@ class RolloutActor:
         rollout = Rollout(ticket, self._shared)
         await rollout.start()
         return await sampler.sample_group(rollout)
+
+    async def _sample_insisting(self, ticket: Ticket, sampler: Sampler) -> Group:
+        for _ in range(self._config.rollout.max_attempts - 1):
+            with suppress(EnvironmentFailure):
+                return await self._sample_group(ticket, sampler)
+        return await self._sample_group(ticket, sampler)
 
     def _judge(self, group: Group) -> tuple[str, str]:
         if not group.rows:
@@ -144,10 +147,6 @@ def _receipt(group: Group, state: str, cause: str) -> Receipt:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[-1].strip()
-
-
-def _update_is_open(worker: Any) -> bool:
-    return bool(worker._weight_update_active)
 
 
 def _received_checksum(worker: Any) -> int | None:

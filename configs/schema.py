@@ -127,7 +127,7 @@ class RolloutSettings(Settings):
     block_size: PositiveInt = Field(32, description="engine: tokens of a KV block; a multiple of 32 on CPUs")
     cuda_graphs: bool = Field(True, description="engine: compile and capture on GPUs")
     env_timeout_s: PositiveFloat = Field(10.0, description="one environment call")
-    ticket_timeout_s: PositiveFloat = Field(120.0, description="one ticket, sampling and queueing together")
+    ticket_timeout_s: PositiveFloat = Field(120.0, description="sampling one ticket")
     max_attempts: PositiveInt = Field(3, description="tries of a ticket before it counts as failed")
     start_timeout_s: PositiveFloat = Field(180.0, description="an engine's start")
 
@@ -264,6 +264,11 @@ class RunConfig(Settings):
         if self.sync.backend == "nccl" and self.rollout.gpus_per_actor == 0:
             raise ValueError(
                 "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
+            )
+        if (self.rollout.gpus_per_actor > 0) != (self.deepspeed.gpus_per_rank > 0):
+            raise ValueError(
+                f"rollout.gpus_per_actor ({self.rollout.gpus_per_actor:g}) and deepspeed.gpus_per_rank "
+                f"({self.deepspeed.gpus_per_rank:g}): weights cross between GPUs or between CPUs, give both or none"
             )
         if self.rollout.tensor_parallel > 1 and self.rollout.gpus_per_actor == 0:
             raise ValueError(

@@ -44,7 +44,7 @@ class Header:
 
 
 def encode_group(group: Group) -> bytes:
-    """The message of a group. Raises CodecError where the group breaks its contract (`_faults`, or a field's type)."""
+    """The message of a group. Raises CodecError where it breaks its contract (`envs.faults`, or a field's type)."""
     record = _GROUP.write(group)
     _check(group)
     try:

@@ -172,7 +172,7 @@ class Group:
     def has_signal(self) -> bool:
         """Whether some baseline group of some stream holds unequal rewards, so that some advantage is not zero."""
         rewards: dict[tuple[Stream, str], set[float]] = {}
-        for credit in (c for row in self.rows for c in row.credits):
+        for credit in (c for row in self.rows for c in row.credits if c.weight):
             rewards.setdefault((credit.stream, credit.baseline), set()).add(credit.reward)
         return any(len(values) > 1 for values in rewards.values())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,45 +22,11 @@ from envs.codec import decode_group
 from learner.batches import MicroBatch, collate, plan_micro_batches
 from learner.losses import clipped_policy_gradient, token_logprobs, truncated_importance, weighted_sum
 from learner.rows import TrainingRow, training_rows
+from learner.update_sums import UpdateSums, add_up
 from learner.zero3 import join_ranks, zero3_engine
 
 if TYPE_CHECKING:
     from learner.weight_sender import WeightSender
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateSums:
-    """What one rank adds to an update's figures: sums over its trained tokens, so that ranks simply add up.
-
-    `own_*`: tokens sampled under the learner's own version and trained in their own context, where engine and learner
-    must agree; `own_abs_diff_max` is a maximum, `seconds`, `grad_norm` and `lr` are the same on all ranks.
-    """
-
-    loss: float = 0.0
-    tokens: int = 0
-    forward_tokens: int = 0
-    entropy: float = 0.0
-    clipped: float = 0.0
-    importance: float = 0.0
-    own_tokens: int = 0
-    own_abs_diff: float = 0.0
-    own_abs_diff_max: float = 0.0
-    seconds: float = 0.0
-    grad_norm: float = 0.0
-    lr: float = 0.0
-
-
-SAME_ON_ALL_RANKS = frozenset({"own_abs_diff_max", "seconds", "grad_norm", "lr"})
-
-
-def add_up(ranks: Sequence[UpdateSums]) -> UpdateSums:
-    """The whole update's sums; maxima where a field is not a sum."""
-    return UpdateSums(
-        **{
-            f.name: (max if f.name in SAME_ON_ALL_RANKS else sum)(getattr(r, f.name) for r in ranks)
-            for f in fields(UpdateSums)
-        }
-    )
 
 
 class LearnerRank:
@@ -101,11 +67,18 @@ class LearnerRank:
         # With one step a batch, the log-probs before it are the current ones: no forward is spent on them.
         old = self._old_logprobs(micro_batches) if epochs > 1 else None
         lr = self._set_lr()
-        # Figures are taken in the first epoch, before any step.
-        sums, *_ = [self._epoch(micro_batches, old) for _ in range(epochs)]
+        passes = [self._epoch(micro_batches, old) for _ in range(epochs)]
         self.version += 1
         norm = float(self._engine.get_global_grad_norm() or 0.0)
-        return replace(sums, seconds=time.monotonic() - began, grad_norm=norm, lr=lr)
+        # Figures are of the first pass, before any step; what is clipped and worked through, of all.
+        return replace(
+            passes[0],
+            clipped=sum(p.clipped for p in passes) / epochs,
+            forward_tokens=sum(p.forward_tokens for p in passes),
+            seconds=time.monotonic() - began,
+            grad_norm=norm,
+            lr=lr,
+        )
 
     def score(self, payloads: Sequence[bytes]) -> UpdateSums:
         """Compare the engine's log-probs with the learner's on encoded groups, without training (the `own_*` sums)."""

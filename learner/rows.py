@@ -67,7 +67,7 @@ def count_stream_tokens(groups: Sequence[Group]) -> Counter[Stream]:
     """T_stream: trained tokens of each stream over the whole batch."""
     tokens: Counter[Stream] = Counter()
     for _, _, group, row in _numbered_rows(groups):
-        for credit in row.credits:
+        for credit in (c for c in row.credits if c.weight):
             tokens[credit.stream] += sum(len(s.token_ids) for s in _credited(group, row, credit))
     return tokens
 

@@ -141,11 +141,12 @@ class ActorsClient:
         ]
         done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_s)
         if late:
+            ray.get(done)  # an actor that failed is the cause, the late ones wait for it
             names = ", ".join(str(i) for i, call in enumerate(calls) if call in late)
             raise WeightTransferError(
                 f"rollout actor {names} did not {what} within {self._timeout_s:g} s (sync.timeout_s)"
             )
-        return list(ray.get(done and calls))
+        return list(ray.get(calls))
 
 
 class WeightSender:

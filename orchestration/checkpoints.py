@@ -1,4 +1,4 @@
-"""What a run leaves to go on from: the learner's state and the ledger, whole or not at all."""
+"""What a run leaves to go on from: the learner's state, whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestration.run_folder import RunFolder
 async def write_checkpoint(
     config: RunConfig, folder: RunFolder, learners: Learners, ledger: Ledger, update: int
 ) -> None:
-    """checkpoints/step-NNNNNN and `latest`; the ledger must balance. Raises LedgerError if it does not."""
+    """checkpoints/step-NNNNNN and `latest`; the run's ledger must balance. Raises LedgerError if it does not."""
     ledger.counts().check()
     final = folder.checkpoints / f"step-{update:06d}"
     partial = folder.partial(final)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Any
 
+import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.rollout_actor import Receipt
 from configs.schema import RunConfig
-from envs.trajectory import GroupStats, Ticket
+from envs.trajectory import Ticket
 from orchestration.cluster import cause_of
 from orchestration.ledger import Ledger, State
 from orchestration.replay_queue import Taken
+from orchestration.sampled import Sampled
 from orchestration.staleness import capacity
 from orchestration.tickets import training_ticket
 
@@ -26,34 +29,13 @@ class RolloutError(RuntimeError):
     """Sampling cannot go on; names the actor."""
 
 
-@dataclass
-class Sampled:
-    """Sums over the receipts since the last batch: everything sampled, filtered groups too."""
-
-    groups: int = 0
-    without_signal: int = 0
-    solutions: int = 0
-    solved: int = 0
-    failed_episodes: int = 0
-    distinct_answers: int = 0
-    reward_sum: float = 0.0
-    sampled_tokens: int = 0
-    stats: GroupStats = field(default_factory=GroupStats)
-
-    def add(self, receipt: Receipt) -> None:
-        self.groups += 1
-        self.without_signal += not receipt.has_signal
-        for name in ("solutions", "solved", "failed_episodes", "distinct_answers", "reward_sum", "sampled_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(receipt, name))
-        self.stats = self.stats + receipt.stats
-
-
 class Dispatcher:
     """Keeps every actor's prompts in flight, as many tickets as the lag bound allows; one asyncio task a ticket."""
 
     def __init__(self, config: RunConfig, actors: Sequence[ActorHandle], ledger: Ledger) -> None:
         self.ledger = ledger
-        self._config, self._actors = config, actors
+        self._config = config
+        self._actors: Sequence[Any] = actors
         self._running: dict[int, asyncio.Task[None]] = {}
         self._load = [0] * len(actors)
         self._next_index = 0
@@ -95,7 +77,8 @@ class Dispatcher:
             if self._settled_since_batch >= HOPELESS * settings.max_refill * settings.groups_per_update:
                 raise RolloutError(
                     f"none of the last {self._settled_since_batch} groups can be trained on "
-                    f"({self.sampled.without_signal} without signal); last cause: {self._last_cause}"
+                    f"({self.sampled.without_signal} without signal, {self.sampled.failed} failed); "
+                    f"last cause: {self._last_cause}"
                 )
             self._changed.clear()
             await self._wait_for_change()
@@ -154,24 +137,33 @@ class Dispatcher:
                 self.ledger.retry(ticket.index, receipt.cause)
                 receipt = await self._sample(replace(receipt.ticket, attempt=receipt.ticket.attempt + 1))
             self._book(receipt)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+        except Exception as error:
             self._error = error
         finally:
             del self._running[ticket.index]
-            if self._error is None and not self._stopped:
-                self.issue()
+            self._replace_ended()
             self._changed.set()
+
+    def _replace_ended(self) -> None:
+        if self._error is None and not self._stopped:
+            try:
+                self.issue()
+            except Exception as error:
+                self._error = error
 
     async def _sample(self, ticket: Ticket) -> Receipt:
         place = min(range(len(self._load)), key=lambda i: self._load[i])
         self._load[place] += 1
         # Beyond the actor's own limit there is only the wait for room in the queue.
         limit_s = self._config.rollout.ticket_timeout_s + self._config.queue.timeout_s
+        answer: Any = self._actors[place].sample.remote(ticket)
         try:
             async with asyncio.timeout(limit_s):
-                return await self._actors[place].sample.remote(ticket)
+                return await answer
+        except asyncio.CancelledError:
+            if isinstance(answer, ray.ObjectRef):
+                ray.cancel(answer)  # or the actor goes on sampling for nobody
+            raise
         except TimeoutError:
             raise RolloutError(
                 f"rollout actor {place} did not answer for ticket {ticket.index} within {limit_s:g} s"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from configs.schema import RunConfig
-from learner.rank import UpdateSums
+from learner.update_sums import UpdateSums
 from orchestration.checkpoints import write_checkpoint
 from orchestration.dispatch import Dispatcher
 from orchestration.learners import Learners
 from orchestration.recorder import Recorder
-from orchestration.replay_queue import Taken
+from orchestration.replay_queue import QueueError, Taken
 from orchestration.run_folder import RunFolder
 
 
@@ -49,10 +50,18 @@ class Driver:
         while True:
             size = await self.dispatcher.batch_ready()
             answer = self.replay.take.options(num_returns=2).remote(size, version)
-            taken: Taken = await answer[0]
+            taken = await self._taken(answer[0])
             self.dispatcher.book_batch(taken)
             if taken.fresh:
                 return taken, answer[1]
+
+    async def _taken(self, answer: ray.ObjectRef) -> Taken:
+        limit_s = self.config.queue.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await answer
+        except TimeoutError:
+            raise QueueError(f"the replay queue gave no batch within {limit_s:g} s (queue.timeout_s)") from None
 
     async def _learn(self, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
         sums = await self.learners.update(payloads)

@@ -87,11 +87,12 @@ def summarise(groups: Sequence[Group], payloads: Sequence[bytes]) -> Evaluation:
         raise EvaluationError("an environment failed in every sample of a held-out episode")
     solved = [sum(t.verdict is Verdict.SOLVED for t in trajectories) for trajectories in judged]
     shares = tuple(c / len(t) for c, t in zip(solved, judged, strict=True))
-    k = min(len(t) for t in judged)
+    k = max(len(t) for t in judged)
+    whole = [c for c, t in zip(solved, judged, strict=True) if len(t) == k]  # a failed sample leaves too few draws
     return Evaluation(
         success=float(np.mean(shares)),
         by_episode=shares,
-        pass_at_k={k: float(np.mean([pass_at_k(len(t), c, k) for c, t in zip(solved, judged, strict=True)]))},
+        pass_at_k={k: float(np.mean([pass_at_k(k, c, k) for c in whole]))},
         distinct_solutions=float(np.mean([_distinct(t) for t in judged])),
         sampled_tokens=sum(g.sampled_tokens for g in groups),
         payloads=tuple(payloads[:PAYLOADS_KEPT]),

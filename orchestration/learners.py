@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from configs.schema import RunConfig
-from learner.rank import UpdateSums, add_up
+from learner.update_sums import UpdateSums, add_up
 from orchestration.cluster import cause_of
 
 

@@ -63,6 +63,8 @@ class UpdateMetrics:
     """Tickets dropped for their lag; cumulative."""
     failed: int
     """Tickets given up after their attempts; cumulative."""
+    failed_episodes: int
+    """Episodes sampled since the update before that their environment failed: in no row, baseline or success."""
     duplicate_sketches: int
     """Sketches sampled since the update before that repeated an earlier one of their list."""
     unparsable_sketches: int

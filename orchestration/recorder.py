@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import nan
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
 from actors.engine import EngineClock
 from configs.schema import RunConfig
-from learner.rank import UpdateSums
+from learner.update_sums import UpdateSums
 from orchestration.console import Console
-from orchestration.dispatch import Dispatcher, Sampled
+from orchestration.dispatch import Dispatcher, RolloutError
 from orchestration.evaluate import Evaluation, gain_interval
 from orchestration.learners import Learners
 from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, write_summary
@@ -31,12 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Seconds since the update before: in all, waiting for a batch, engines without work (mean), broadcasting."""
+    """Since the update before, seconds: in all, waiting for a batch, engines without work (mean), broadcasting.
+
+    sampled_tokens: by all engines, of failed and dropped work too.
+    """
 
     wall_s: float
     learner_waits_s: float
     actors_idle_s: float
     sync_s: float
+    sampled_tokens: int
 
 
 @dataclass
@@ -55,13 +59,13 @@ class Totals:
     own_abs_diff: float = 0.0
     own_abs_diff_max: float = 0.0
 
-    def add(self, sampled: Sampled, sums: UpdateSums, spans: Spans, lag_max: int) -> None:
+    def add(self, sums: UpdateSums, spans: Spans, lag_max: int) -> None:
         self.training_s += spans.wall_s
         self.learner_waits_s += spans.learner_waits_s
         self.learner_busy_s += sums.seconds
         self.actors_idle_s += spans.actors_idle_s
         self.sync_s += spans.sync_s
-        self.sampled_tokens += sampled.sampled_tokens
+        self.sampled_tokens += spans.sampled_tokens
         self.learner_tokens += sums.forward_tokens
         self.lag_max = max(self.lag_max, lag_max)
         self.compare(sums)
@@ -109,7 +113,8 @@ class Recorder:
         """Write and show one update; keep a sample of its groups where due."""
         clocks, depth = await asyncio.gather(self._read_clocks(), self._read_depth())
         now = time.monotonic()
-        spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync_s)
+        tokens = sum(new.sampled_tokens - old.sampled_tokens for new, old in zip(clocks, self._clocks, strict=True))
+        spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync_s, tokens)
         self._last, self._waits_s, self._clocks = now, 0.0, clocks
         metrics = self._metrics(update, taken, sums, depth, spans)
         self._log.append(metrics)
@@ -155,7 +160,7 @@ class Recorder:
     def _metrics(self, update: int, taken: Taken, sums: UpdateSums, depth: Depth, spans: Spans) -> UpdateMetrics:
         sampled, counts = self._dispatcher.take_sampled(), self._dispatcher.ledger.counts()
         lags = [update - 1 - header.oldest_version for header in taken.fresh]
-        self._totals.add(sampled, sums, spans, max(lags))
+        self._totals.add(sums, spans, max(lags))
         # Nothing may have been sampled meanwhile, as before the last update: no number then, not zero.
         solutions, groups, tokens = sampled.solutions or nan, sampled.groups or nan, sums.tokens or nan
         sketches = sampled.stats.sketches + sampled.stats.resampled_sketches
@@ -176,7 +181,7 @@ class Recorder:
             trajectories=sum(header.trajectories for header in taken.fresh),
             tokens_trained=sums.tokens,
             generated_tokens=self._totals.sampled_tokens,
-            rollout_tokens_per_s=sampled.sampled_tokens / spans.wall_s,
+            rollout_tokens_per_s=spans.sampled_tokens / spans.wall_s,
             learner_tokens_per_s=sums.forward_tokens / sums.seconds,
             policy_lag_mean=fmean(lags),
             policy_lag_max=max(lags),
@@ -185,6 +190,7 @@ class Recorder:
             filtered=counts.filtered,
             stale=counts.stale,
             failed=counts.failed,
+            failed_episodes=sampled.failed_episodes,
             duplicate_sketches=sampled.stats.duplicate_sketches,
             unparsable_sketches=sampled.stats.unparsable_sketches,
             distinct_sketches_share=1 - rejected / sketches if sketches else None,
@@ -211,11 +217,15 @@ class Recorder:
         return max(fmean(gaps), 0.0)
 
     async def _read_clocks(self) -> list[EngineClock]:
-        return await asyncio.wait_for(_all(self._processes.actors, "clock"), self._config.sync.timeout_s)
+        return await self._ask(self._processes.actors, "clock")
 
     async def _read_depth(self) -> Depth:
-        return (await asyncio.wait_for(_all([self._processes.replay], "depth"), self._config.sync.timeout_s))[0]
+        return (await self._ask([self._processes.replay], "depth"))[0]
 
-
-async def _all(handles: Sequence[ActorHandle], method: str) -> list:
-    return list(await asyncio.gather(*(getattr(handle, method).remote() for handle in handles)))
+    async def _ask(self, handles: Sequence[ActorHandle], method: str) -> list[Any]:
+        limit_s = self._config.sync.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return [await call for call in [getattr(handle, method).remote() for handle in handles]]
+        except TimeoutError:
+            raise RolloutError(f"an actor did not tell its {method} within {limit_s:g} s (sync.timeout_s)") from None

@@ -94,7 +94,8 @@ class ReplayQueue:
         except TimeoutError:
             raise QueueError(
                 f"ticket {header.index}: no room in the replay queue within {self._settings.timeout_s:g} s "
-                f"({len(self._buffer)} groups, {self._buffer.bytes} bytes): is the learner stuck?"
+                f"({len(self._buffer)} groups, {self._buffer.bytes} bytes): "
+                "is the learner stuck, or queue.max_mib too small for a batch?"
             ) from None
 
     async def take(self, count: int, learner_version: int) -> tuple[Taken, list[bytes]]:

@@ -48,6 +48,7 @@ def _train(config: RunConfig, config_name: str) -> int:
     # is many times slower otherwise. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # ray and torch take seconds to import: a mistyped key is reported before.
+    from orchestration.cluster import cause_of
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
 
     try:
@@ -55,9 +56,9 @@ def _train(config: RunConfig, config_name: str) -> int:
     except START_ERRORS as error:
         return _fail(error, BAD_INPUT)
     except RUN_ERRORS as error:
-        return _fail(error, FAILED)
+        return _fail(cause_of(error), FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; the ledger says what became of every ticket", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED)
     return 0
 
 

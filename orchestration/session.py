@@ -30,12 +30,12 @@ from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import Ledger, LedgerError
 from orchestration.policy import PolicyError, ensure_policy
 from orchestration.recorder import Recorder
-from orchestration.replay_queue import ReplayQueue
+from orchestration.replay_queue import QueueError, ReplayQueue
 from orchestration.report import write_report
 from orchestration.run_folder import RunFolder, RunFolderError
 
 START_ERRORS = (ClusterError, PolicyError, RunFolderError)
-RUN_ERRORS = (RolloutError, LearnerError, LedgerError, EvaluationError, RayError)
+RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationError, RayError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,9 @@ async def _run(config: RunConfig, folder: RunFolder, processes: Processes, conso
                 await driver.train()
             finally:
                 await dispatcher.stop()
+            await export_policy(folder, learners)
             after = await evaluate(config, processes.actors)
             await recorder.compare_logprobs(after)
-            await export_policy(folder, learners)
             summary = recorder.write_summary(before, after)
     low, high = summary.success_gain_ci95
     console.say(
@@ -148,12 +148,12 @@ async def _actors_ready(config: RunConfig, actors: Sequence[ActorHandle]) -> Non
     """Wait for every engine. Raises RolloutError naming the actors that are late."""
     limit_s = config.rollout.start_timeout_s
     tasks = [asyncio.create_task(_ready(actor)) for actor in actors]
-    _, late = await asyncio.wait(tasks, timeout=limit_s)
-    if late:
+    done, late = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
+    if late and all(task.exception() is None for task in done):
         names = ", ".join(str(i) for i, task in enumerate(tasks) if task in late)
         raise RolloutError(f"rollout actor {names} was not up within {limit_s:g} s (rollout.start_timeout_s)")
     for i, task in enumerate(tasks):
-        if (error := task.exception()) is not None:
+        if task.done() and (error := task.exception()) is not None:
             raise RolloutError(f"rollout actor {i} did not start: {cluster.cause_of(error)}") from error
 
 

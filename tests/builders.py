@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors.engine import Completion
+from actors.env_workers import EnvWorkers
 from configs.schema import RunConfig, TurnSettings
 from configs.seeds import derive_seed
 from envs.base import Outcome, TextEnv
@@ -212,7 +212,6 @@ class Scene:
     """Puts a scripted policy and environment together; `released` lets hanging environments go."""
 
     chat: Chat
-    workers: ThreadPoolExecutor
     released: threading.Event = field(default_factory=threading.Event)
 
     def shared(
@@ -223,7 +222,7 @@ class Scene:
 
         config = RunConfig.model_validate({"model": {"max_model_len": 4096}, **groups})
         make = make_env or (lambda: ScriptedEnv(self.released))
-        return Shared(config, self.chat, policy, make, self.workers)
+        return Shared(config, self.chat, policy, make, EnvWorkers())
 
     async def rollout(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,7 +34,6 @@ def chat(tokenizer: PreTrainedTokenizerFast) -> Chat:
 
 @pytest.fixture
 def scene(chat: Chat) -> Iterator[Scene]:
-    with ThreadPoolExecutor(max_workers=8) as workers:
-        scene = Scene(chat, workers)
-        yield scene
-        scene.released.set()
+    scene = Scene(chat)
+    yield scene
+    scene.released.set()

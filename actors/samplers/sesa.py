@@ -140,7 +140,9 @@ class SesaSampler:
                     index, 1, (solution_credit(trajectory, "plain", self._settings.plain_weight),),
                     context_ids, self._settings.plain_importance_cap,
                 )  # fmt: skip
-            if self._settings.train_on in ("guided", "both"):
+            # Without a sketch both rows would be the same: the plain one is enough.
+            twice = self._settings.train_on == "both" and trajectory.sketch is None
+            if self._settings.train_on in ("guided", "both") and not twice:
                 # With several expansions of a sketch, its solutions are compared with each other alone.
                 several = self._settings.expansions_per_sketch > 1 and trajectory.sketch is not None
                 baseline = f"guided/{trajectory.sketch}" if several else "guided"

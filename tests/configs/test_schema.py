@@ -51,6 +51,8 @@ def test_every_key_is_read_somewhere() -> None:
         ),
         ({"rollout": {"tokens_per_turn": 4096}}, ("rollout.tokens_per_turn (4096)", "model.max_model_len")),
         ({"rollout": {"block_size": 16}}, ("rollout.block_size (16)", "rollout.gpus_per_actor")),
+        ({"rollout": {"gpus_per_actor": 1}}, ("rollout.gpus_per_actor (1)", "deepspeed.gpus_per_rank (0)")),
+        ({"rollout": {"tensor_parallel": 2}}, ("rollout.tensor_parallel (2)", "rollout.gpus_per_actor")),
         ({"sync": {"backend": "nccl"}}, ("sync.backend", "rollout.gpus_per_actor")),
         ({"model": {"warmup": {"hidden": 64, "heads": 4}}}, ("hidden (64)", "heads (4)")),
     ],
@@ -68,4 +70,9 @@ def test_settings_are_frozen() -> None:
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0.0, "gloo"), (1.0, "nccl")])
 def test_backend_follows_the_device(gpus: float, backend: str) -> None:
-    assert RunConfig.model_validate({"rollout": {"gpus_per_actor": gpus}}).transfer_backend == backend
+    assert (
+        RunConfig.model_validate(
+            {"rollout": {"gpus_per_actor": gpus}, "deepspeed": {"gpus_per_rank": gpus}}
+        ).transfer_backend
+        == backend
+    )

@@ -341,7 +341,7 @@ async def test_a_run_in_which_nothing_can_be_trained_gives_up(tmp_path: Path) ->
         with pytest.raises(RolloutError) as caught:
             await ready
         assert str(caught.value) == (
-            "none of the last 16 groups can be trained on (16 without signal); last cause: boom"
+            "none of the last 16 groups can be trained on (10 without signal, 6 failed); last cause: boom"
         )
 
 
@@ -420,13 +420,13 @@ async def test_sums_over_receipts_start_anew_when_they_are_taken(tmp_path: Path)
         await fleet.finish(1, state="filtered")
         assert asdict(dispatcher.take_sampled()) == {
             "groups": 2,
+            "failed": 0,
             "without_signal": 1,
             "solutions": 16,
             "solved": 4,
             "failed_episodes": 2,
             "distinct_answers": 8,
             "reward_sum": 5.0,
-            "sampled_tokens": 200,
             "stats": asdict(GroupStats(env_steps=6)),
         }
         await fleet.finish(2)

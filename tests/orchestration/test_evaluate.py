@@ -76,11 +76,11 @@ def test_a_summary_by_hand() -> None:
 
 
 def test_failed_episodes_are_left_out_of_the_shares() -> None:
-    """Two of three that could be judged are solved: not two of four. pass@k takes the fewest samples there are."""
+    """Two of three that could be judged are solved: not two of four. pass@k takes the episodes that are whole."""
     groups = [episode(0, [*solved_by("up", "up", ""), failed()]), episode(1, solved_by("up", "", "", ""))]
     evaluation = summarise(groups, [])
     assert list(evaluation.by_episode) == pytest.approx([2 / 3, 0.25])
-    assert evaluation.pass_at_k == {3: pytest.approx((1 + 0.75) / 2)}
+    assert evaluation.pass_at_k == {4: 1.0}
 
 
 def test_an_episode_that_always_failed_cannot_be_judged() -> None:

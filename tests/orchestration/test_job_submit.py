@@ -34,6 +34,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A Ray head of its own process group, so that only it is stopped."""
     port, dashboard_port, metrics_port = free_port(), free_port(), 28281
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
+    # `ray start` wants a token that is there already; on a fresh machine nothing has made one yet.
+    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=environment, capture_output=True, check=True)
     # Socket paths must stay short: Ray's own temporary folder, not the tests'.
     process = subprocess.Popen(
         [

@@ -180,9 +180,7 @@ async def test_no_room_in_time_is_an_error_that_names_the_learner() -> None:
     replay = queue(max_groups=1, timeout_s=0.02)
     await replay.put(message(0))
     size = len(message(0))
-    expected = (
-        rf"ticket 1: no room in the replay queue within 0.02 s \(1 groups, {size} bytes\): is the learner stuck\?"
-    )
+    expected = rf"ticket 1: no room in the replay queue within 0.02 s \(1 groups, {size} bytes\): is the learner stuck"
     with pytest.raises(QueueError, match=expected):
         await replay.put(message(1))
     assert await taken_indices(replay, 1) == [0]

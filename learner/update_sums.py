@@ -1,0 +1,41 @@
+"""What an update reports, in sums that ranks can simply add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSums:
+    """What one rank adds to an update's figures: sums over its trained tokens, so that ranks simply add up.
+
+    `own_*`: tokens sampled under the learner's own version and trained in their own context, where engine and learner
+    must agree; `own_abs_diff_max` is a maximum, `seconds`, `grad_norm` and `lr` are the same on all ranks.
+    """
+
+    loss: float = 0.0
+    tokens: int = 0
+    forward_tokens: int = 0
+    entropy: float = 0.0
+    clipped: float = 0.0
+    importance: float = 0.0
+    own_tokens: int = 0
+    own_abs_diff: float = 0.0
+    own_abs_diff_max: float = 0.0
+    seconds: float = 0.0
+    grad_norm: float = 0.0
+    lr: float = 0.0
+
+
+SAME_ON_ALL_RANKS = frozenset({"own_abs_diff_max", "seconds", "grad_norm", "lr"})
+
+
+def add_up(ranks: Sequence[UpdateSums]) -> UpdateSums:
+    """The whole update's sums; maxima where a field is not a sum."""
+    return UpdateSums(
+        **{
+            f.name: (max if f.name in SAME_ON_ALL_RANKS else sum)(getattr(r, f.name) for r in ranks)
+            for f in fields(UpdateSums)
+        }
+    )
