@@ -43,7 +43,7 @@ class Chat:
         if tokenizer.eos_token_id is None:
             raise ChatError(f"model.path: {tokenizer.name_or_path}: the tokenizer has no end-of-turn token (eos_token)")
         self._tokenizer = tokenizer
-        self.eos_id = int(tokenizer.eos_token_id)
+        self.eos_id = self._end_of_turn()
         # An environment's later turns repeat (same position, same turns left), so their pieces are worth keeping.
         self.reply = lru_cache(maxsize=4096)(self._reply)
 
@@ -84,6 +84,13 @@ class Chat:
     def without_end(self, token_ids: Ints) -> Ints:
         """The tokens without a closing end-of-turn token."""
         return token_ids[:-1] if self.is_closed(token_ids) else token_ids
+
+    def _end_of_turn(self) -> int:
+        """The special token the template puts behind an answer: not every model's eos token, which it is else."""
+        turns = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
+        behind = self._encode(self._template(turns).partition(MARK)[2])
+        special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
+        return int(behind[0]) if len(behind) and int(behind[0]) in special else int(self._tokenizer.eos_token_id)
 
     def _render(self, rules: str, user: str) -> str:
         try:

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from actors.chat import MARK, Chat, ChatError
-from tests.builders import CHATML, END, byte_tokenizer, ints
+from tests.builders import CHATML, byte_tokenizer, ints
 
 NO_SYSTEM_ROLE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 # Turns that end with a token of the template's own, which is not the one that ends an answer.
@@ -59,10 +59,11 @@ def test_a_reply_tells_an_open_turn_from_a_closed_one(chat: Chat) -> None:
     assert chat.reply("And now?", False) is open_turn  # kept: environments say the same many times
 
 
-def test_a_reply_keeps_the_templates_end_where_it_is_not_the_end_of_turn_token() -> None:
-    tokenizer = byte_tokenizer(BRACKETS, eos="<|im_start|>")
-    [end] = tokenizer.convert_tokens_to_ids([END])
-    assert Chat(tokenizer).reply("x", closed=True).tolist() == [end, *tokenizer("[user: x]")["input_ids"]]
+def test_a_reply_keeps_the_templates_end_where_it_is_plain_text() -> None:
+    tokenizer = byte_tokenizer(BRACKETS.replace("<|im_end|>", ";"))
+    chat = Chat(tokenizer)
+    assert chat.eos_id == tokenizer.eos_token_id
+    assert chat.reply("x", closed=True).tolist() == tokenizer(";[user: x]")["input_ids"]
 
 
 def test_a_frame_keeps_the_tokens_of_a_sketch_as_they_were_sampled(
@@ -133,3 +134,13 @@ def test_a_template_that_alters_texts_is_refused_in_one_line(altered: str) -> No
         with pytest.raises(ChatError, match="does not keep message texts as they are") as caught:
             cut()
         assert "\n" not in str(caught.value)
+
+
+def test_the_end_of_a_turn_is_the_templates_and_not_always_eos() -> None:
+    """As with Gemma: eos is another token than the one that ends an answer."""
+    tokenizer = byte_tokenizer(eos="<|im_start|>")
+    chat = Chat(tokenizer)
+    assert chat.eos_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    said = ints(*tokenizer("up")["input_ids"], chat.eos_id)
+    assert chat.is_closed(said)
+    assert tokenizer.decode([*said, *chat.reply("x", True)]).count("<|im_end|>") == 2
