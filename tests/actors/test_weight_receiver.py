@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.packed_tensor import pack_tensors
 
-from actors.weight_receiver import Parameter, buckets, register
+from actors.weight_receiver import GlooWeightTransferEngine, Parameter, buckets, register
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.uint8])
 SHAPES = st.lists(st.integers(0, 6), max_size=3)
@@ -50,6 +51,7 @@ def test_a_scalar_is_one_element() -> None:
     assert Parameter("w", torch.float32, [3, 5]).size_bytes == 60
 
 
-def test_the_backend_can_be_registered_twice() -> None:
+def test_the_backend_is_known_to_vllm_and_can_be_registered_twice() -> None:
     register()
     register()
+    assert WeightTransferEngineFactory._registry["gloo"]() is GlooWeightTransferEngine
