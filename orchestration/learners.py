@@ -72,7 +72,8 @@ class Learners:
     async def _within(self, what: str, call: Awaitable[Any]) -> Any:
         limit_s = self._config.deepspeed.timeout_s
         try:
-            return await asyncio.wait_for(call, limit_s)
+            async with asyncio.timeout(limit_s):
+                return await call
         except TimeoutError:
             raise LearnerError(
                 f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s)"
