@@ -44,7 +44,7 @@ class RolloutActor:
     """Samples tickets with the run's sampler, queues their groups, receives weights between two engine steps."""
 
     def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle) -> None:
-        self._config, self._index, self._replay = config, index, replay
+        self._config, self._replay = config, replay
         chat = Chat.load(policy)
         self._engine = Engine(config, policy, index, chat.eos_id)
         self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), EnvWorkers())
@@ -103,9 +103,6 @@ class RolloutActor:
         checksum = await self.weights_checksum()
         await self._engine.resume(str(version))
         return checksum
-
-    async def close(self) -> None:
-        self._engine.close()
 
     async def _sample_group(self, ticket: Ticket, sampler: Sampler) -> Group:
         rollout = Rollout(ticket, self._shared)

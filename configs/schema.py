@@ -116,8 +116,8 @@ SamplerSettings = Annotated[ParallelSettings | SesaSettings, Field(discriminator
 class RolloutSettings(Settings):
     actors: PositiveInt = Field(2, description="rollout actors, one engine each")
     cpus_per_actor: float = Field(1.0, ge=0)
-    gpus_per_actor: float = Field(0.0, ge=0)
-    tensor_parallel: PositiveInt = 1
+    gpus_per_actor: float = Field(0.0, ge=0, description="for each of the engine's tensor-parallel parts")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that one engine is spread over")
     prompts_in_flight: PositiveInt = Field(8, description="tickets one actor works on at once")
     temperature: PositiveFloat = 1.0
     tokens_per_turn: PositiveInt = Field(48, description="most tokens of one answer")
