@@ -90,6 +90,8 @@ class Rollout:
                 )
                 self.env_steps += 1
                 reward, outcome, over = reward + float(earned), info["outcome"], terminated or truncated
+                if outcome.verdict is Verdict.FAILED:
+                    raise EnvironmentFailure(outcome.cause)
                 if not over:
                     segments.append(given(Role.OBSERVATION, self.chat.reply(message, completion.ended)))
         except EnvironmentFailure as failure:
@@ -97,9 +99,11 @@ class Rollout:
         return Trajectory(_without_open_turn(segments), outcome.verdict, float(reward), outcome.answer, sketch)
 
     async def _new_episode(self) -> tuple[TextEnv, str]:
-        env = self._shared.make_env()
-        message, _ = await self._env_call(lambda: env.reset(seed=self.ticket.seed))
-        return env, message
+        def begin() -> tuple[TextEnv, str]:
+            env = self._shared.make_env()
+            return env, env.reset(seed=self.ticket.seed)[0]
+
+        return await self._env_call(begin)
 
     async def _env_call(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run an environment's call off the event loop, within its time limit. Raises EnvironmentFailure."""

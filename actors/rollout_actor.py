@@ -35,6 +35,7 @@ class Receipt:
     solved: int = 0
     failed_episodes: int = 0
     distinct_answers: int = 0
+    distinct_solutions: int = 0
     reward_sum: float = 0.0
     sampled_tokens: int = 0
     stats: GroupStats = field(default_factory=GroupStats)
@@ -136,6 +137,7 @@ def _receipt(group: Group, state: str, cause: str) -> Receipt:
         solved=len(solved),
         failed_episodes=sum(t.verdict is Verdict.FAILED for t in group.trajectories),
         distinct_answers=len({t.answer for t in solutions}),
+        distinct_solutions=len({t.answer for t in solved}),
         reward_sum=sum(t.reward for t in solutions),
         sampled_tokens=group.sampled_tokens,
         stats=group.stats,

@@ -65,12 +65,12 @@ for _name, _pattern, _starts in _RESOLVERS:
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def load_config(path: Path, overrides: Sequence[str]) -> RunConfig:
+def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     """The configuration in `path` with overrides such as `rollout.actors=8` put in first; the last of a path counts.
 
-    Raises ConfigError with every problem of the file and of the overrides.
+    No path: all defaults. Raises ConfigError with every problem of the file and of the overrides.
     """
-    data, problems = _read(path)
+    data, problems = _read(path) if path is not None else ({}, [])
     sources = _apply(overrides, data if data is not None else {}, problems)
     if data is None:
         raise ConfigError(problems)
@@ -81,7 +81,7 @@ def load_config(path: Path, overrides: Sequence[str]) -> RunConfig:
         config = RunConfig.model_validate(data, strict=True)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            problems += explain(details, str(path), sources)
+            problems += explain(details, str(path or "settings"), sources)
     if problems:
         raise ConfigError(problems)
     return config

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-
-class Settings(BaseModel):
-    """Base of every group: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from configs.base import Settings
+from configs.environments import EnvSettings, FrozenLakeSettings
 
 
 class RunSettings(Settings):
@@ -57,27 +54,6 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: PositiveInt = Field(512, description="tokens of context and answer together")
     warmup: WarmupSettings = WarmupSettings()
-
-
-class TurnSettings(Settings):
-    """What every text environment shares."""
-
-    max_turns: PositiveInt = 6
-    actions_per_turn: PositiveInt = 1
-    max_actions: PositiveInt = 6
-    format_penalty: float = Field(
-        -0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action"
-    )
-
-
-class FrozenLakeSettings(TurnSettings):
-    name: Literal["frozen_lake"] = "frozen_lake"
-    size: int = Field(4, ge=2, le=16, description="rows and columns")
-    hole_share: float = Field(0.2, ge=0, lt=1, description="chance that a cell is a hole")
-    slip: float = Field(0.0, ge=0, lt=1, description="chance that a move goes sideways instead")
-
-
-EnvSettings = FrozenLakeSettings
 
 
 class ParallelSettings(Settings):
@@ -226,7 +202,7 @@ class RunConfig(Settings):
 
     run: RunSettings = RunSettings()
     model: ModelSettings = ModelSettings()
-    env: EnvSettings = EnvSettings()
+    env: EnvSettings = FrozenLakeSettings()
     sampler: SamplerSettings = ParallelSettings()
     rollout: RolloutSettings = RolloutSettings()
     queue: QueueSettings = QueueSettings()

@@ -24,8 +24,6 @@ from configs.schema import WarmupSettings
 from envs.trajectory import Conversation
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-# Ordinary added tokens: decoding keeps them, as graders need them.
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -56,15 +54,20 @@ class Example:
 
 
 def make_policy(
-    conversations: Sequence[Conversation], settings: WarmupSettings, max_model_len: int, folder: Path
+    conversations: Sequence[Conversation],
+    settings: WarmupSettings,
+    tags: Sequence[str],
+    max_model_len: int,
+    folder: Path,
 ) -> WarmupReport:
     """Train a policy on the conversations' trained turns; leave it in `folder` in Hugging Face format, all or nothing.
 
+    `tags`: what is to be one token each, such as `<answer>`.
     Raises ValueError if a conversation is longer than `max_model_len` tokens. Repeatable: the same arguments on the
     same machine give the same weights.
     """
     started = time.monotonic()
-    tokenizer = train_tokenizer(conversations, settings.vocabulary, max_model_len)
+    tokenizer = train_tokenizer(conversations, settings.vocabulary, tags, max_model_len)
     examples = encode(conversations, tokenizer)
     longest = max(len(example.token_ids) for example in examples)
     if longest > max_model_len:
@@ -87,7 +90,9 @@ def make_policy(
     )
 
 
-def train_tokenizer(conversations: Sequence[Conversation], vocabulary: int, max_model_len: int) -> Qwen2Tokenizer:
+def train_tokenizer(
+    conversations: Sequence[Conversation], vocabulary: int, tags: Sequence[str], max_model_len: int
+) -> Qwen2Tokenizer:
     """Byte-level BPE of at most `vocabulary` entries, with the chat template; any text can be encoded.
 
     Cut into words, single digits and signs as Qwen2's tokenizer does it: transformers loads that class for every
@@ -95,12 +100,12 @@ def train_tokenizer(conversations: Sequence[Conversation], vocabulary: int, max_
     """
     bpe = Qwen2Tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(TAGS),
+        vocab_size=vocabulary - len(tags),
         special_tokens=[PAD, START, END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(_texts_without_tags(conversations), trainer)
+    bpe.train_from_iterator(_texts_without(tags, conversations), trainer)
     trained = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=trained["vocab"],
@@ -113,14 +118,15 @@ def train_tokenizer(conversations: Sequence[Conversation], vocabulary: int, max_
         model_max_length=max_model_len,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    # Ordinary added tokens: decoding keeps them, as graders need them.
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
     return tokenizer
 
 
-def _texts_without_tags(conversations: Sequence[Conversation]) -> Iterator[str]:
+def _texts_without(tags: Sequence[str], conversations: Sequence[Conversation]) -> Iterator[str]:
     for message in (message for conversation in conversations for message in conversation):
         text = message.content
-        for tag in TAGS:
+        for tag in tags:
             text = text.replace(tag, "\n")
         yield f"{message.role}\n{text}"
 

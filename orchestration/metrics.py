@@ -73,6 +73,8 @@ class UpdateMetrics:
     """Share of sketches that were readable and new in their list; None where none were drafted."""
     distinct_answers_mean: float
     """Mean number of different answers in a group sampled since the update before."""
+    distinct_solutions_mean: float
+    """Mean number of different correct answers in such a group: of path exploration, the targets it covers."""
     zero_advantage_share: float
     """Share of the groups sampled since the update before whose rewards were all equal."""
     weight_sync_s: float
@@ -100,8 +102,9 @@ class Summary:
     pass_at_k_before: Mapping[str, float]
     """{"8": x}: chance that at least one of k samples solves it."""
     pass_at_k_after: Mapping[str, float]
+    distinct_solutions_before: float
+    """Mean number of different correct answers among the samples of a seed; of path exploration, its coverage."""
     distinct_solutions_after: float
-    """Mean number of different solutions among the samples of a seed."""
     tickets: Mapping[str, int]
     """issued, trained, filtered, stale, failed, cancelled."""
     ledger_balanced: bool

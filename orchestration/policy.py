@@ -11,12 +11,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from configs.schema import RunConfig
-from envs.registry import make_env
+from configs.seeds import FIRST_DEMONSTRATION_SEED
+from envs.demonstrations import demonstrate
+from envs.protocol import tags
+from envs.registry import make_env, make_script, source_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Far above the seeds of any ticket or evaluation: no demonstration is played on a map that is trained on or measured.
-FIRST_DEMONSTRATION_SEED = 1 << 48
 SOURCES = Path(__file__).resolve().parent.parent
+# What makes a demonstration besides the environment's own folder.
+SHARED_SOURCES = ("envs/base.py", "envs/protocol.py", "envs/demonstrations.py", "learner/warmup.py")
 
 
 class PolicyError(ValueError):
@@ -68,7 +71,8 @@ def _key(config: RunConfig) -> str:
         "max_model_len": config.model.max_model_len,
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
-    for source in [*sorted((SOURCES / "envs").glob("*.py")), SOURCES / "learner" / "warmup.py"]:
+    own = source_folder(config.env)
+    for source in [*sorted(own.glob("*.py")), *(SOURCES / name for name in SHARED_SOURCES)]:
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -78,12 +82,12 @@ def _warm_up(config: RunConfig, folder: Path, say: Callable[[str], None]) -> Non
     from learner.warmup import make_policy
 
     settings = config.model.warmup
-    env = make_env(config.env)
+    env, script = make_env(config.env), make_script(config.env)
     say(f"warming up a small policy, once for these settings: {settings.demonstrations} demonstrations")
     seeds = range(FIRST_DEMONSTRATION_SEED, FIRST_DEMONSTRATION_SEED + settings.demonstrations)
-    conversations = [env.demonstrate(seed, settings.skill) for seed in seeds]
     try:
-        report = make_policy(conversations, settings, config.model.max_model_len, folder)
+        conversations = [demonstrate(env, script, seed, settings.skill) for seed in seeds]
+        report = make_policy(conversations, settings, tags(config.env), config.model.max_model_len, folder)
     except ValueError as error:
         raise PolicyError(f"model.warmup: {error}") from error
     say(

@@ -115,7 +115,8 @@ def _figures(summary: dict[str, Any]) -> str:
     rows = [("", "before", "after"), ("success", *map(_percent, (summary["success_before"], summary["success_after"])))]
     for k, before in summary["pass_at_k_before"].items():
         rows.append((f"pass@{k}", _percent(before), _percent(summary["pass_at_k_after"].get(k))))
-    rows.append(("different solutions of a seed", "", _number(summary["distinct_solutions_after"])))
+    solutions = (_number(summary[f"distinct_solutions_{when}"]) for when in ("before", "after"))
+    rows.append(("different solutions of a seed", *solutions))
     whole = [
         ("tokens sampled", _number(summary["generated_tokens"])),
         ("tokens sampled in a second", _number(summary["rollout_tokens_per_s"])),
@@ -146,7 +147,7 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
         card("Reward", ("mean", "reward_mean")),
         card("Success while training", ("share", "success"), axis=(0.0, 1.0)),
         card("Entropy, nats", ("mean", "entropy"), axis=(0.0,)),
-        card("Different answers of a group", ("mean", "distinct_answers_mean")),
+        card("Different answers of a group", ("all", "distinct_answers_mean"), ("correct", "distinct_solutions_mean")),
         card("Policy lag, updates", ("mean", "policy_lag_mean"), ("largest", "policy_lag_max"), axis=(0.0,)),
         card(
             "Tokens in a second", ("sampled", "rollout_tokens_per_s"), ("learned", "learner_tokens_per_s"), axis=(0.0,)

@@ -30,6 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
+    # From here on imports take time: a mistyped key was reported before.
+    from envs.base import BadEnvironment
+    from envs.registry import check_env
+
+    try:
+        check_env(config.env)
+    except BadEnvironment as error:
+        return _fail(error, BAD_INPUT)
     if arguments.dry_run:
         return _dry_run(config)
     return _train(config, arguments.config.stem)
@@ -47,7 +55,6 @@ def _train(config: RunConfig, config_name: str) -> int:
     # How long threads of a parallel loop spin while they wait for each other: by default so long that on a busy machine
     # the warm-up is many times slower, and not at all costs a quarter on a quiet one. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # ray and torch take seconds to import: a mistyped key is reported before.
     from orchestration.cluster import cause_of
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
 

@@ -8,6 +8,9 @@ from actors.rollout_actor import Receipt
 from envs.trajectory import GroupStats
 
 
+SUMMED = ("solutions", "solved", "failed_episodes", "distinct_answers", "distinct_solutions", "reward_sum")
+
+
 @dataclass
 class Sampled:
     """Sums over the groups that did not fail, filtered ones too. `failed`: tickets given up."""
@@ -19,6 +22,7 @@ class Sampled:
     solved: int = 0
     failed_episodes: int = 0
     distinct_answers: int = 0
+    distinct_solutions: int = 0
     reward_sum: float = 0.0
     stats: GroupStats = field(default_factory=GroupStats)
 
@@ -28,6 +32,6 @@ class Sampled:
             return
         self.groups += 1
         self.without_signal += not receipt.has_signal
-        for name in ("solutions", "solved", "failed_episodes", "distinct_answers", "reward_sum"):
+        for name in SUMMED:
             setattr(self, name, getattr(self, name) + getattr(receipt, name))
         self.stats = self.stats + receipt.stats

@@ -12,11 +12,11 @@ import numpy as np
 
 from actors.engine import Completion
 from actors.env_workers import EnvWorkers
-from configs.schema import RunConfig, TurnSettings
+from configs.environments import TurnSettings
+from configs.schema import RunConfig
 from configs.seeds import derive_seed
 from envs.base import Outcome, TextEnv
 from envs.trajectory import (
-    Conversation,
     Credit,
     Group,
     Ints,
@@ -159,7 +159,8 @@ class ScriptedPolicy:
 
 
 class ScriptedEnv(TextEnv):
-    """Does what the answer says: `earn X` goes on, `lose X` and `win X` end the episode, `raise` raises, `hang` waits.
+    """Does what the answer says: `earn X` goes on, `lose X` and `win X` end the episode, `raise` raises, `hang` waits,
+    and `break` says that judging it broke.
 
     A sketch reads `plan WORD`; its key is the word in lower case. The prompt tells the episode's seed.
     """
@@ -183,15 +184,10 @@ class ScriptedEnv(TextEnv):
         found = re.fullmatch(r"plan (\w+)", sketch)
         return found[1].lower() if found else None
 
-    def demonstrate(self, seed: int, skill: float) -> Conversation:
-        return ()
+    def _draw(self) -> None: ...
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        return f"Episode {seed}.", {}
-
-    def _begin(self) -> str:
-        return ""
+    def _opening(self) -> str:
+        return f"Episode {self.seed}."
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if action == "raise":
@@ -201,10 +197,21 @@ class ScriptedEnv(TextEnv):
         self._said.append(action)
         found = re.fullmatch(r"(earn|lose|win) (-?[\d.]+)", action)
         word, reward = (found[1], float(found[2])) if found else ("", 0.0)
+        if action == "break":
+            return "Broken.", 0.0, True, False, {"outcome": Outcome(Verdict.FAILED, "", "the judge broke")}
         verdict = Verdict.SOLVED if word == "win" else Verdict.WRONG if found else Verdict.UNPARSABLE
         outcome = Outcome(verdict, "|".join(self._said))
         truncated = len(self._said) >= self.settings.max_turns
         return f"Turn {len(self._said)}.", reward, word in ("lose", "win"), truncated, {"outcome": outcome}
+
+    def _unused(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    # What the base class's own `step` would ask for, and what rollouts never do.
+    _act: Any = _unused
+    _state_text = _ending = render = ceiling = oracle = optimal_length = _unused
+    random_answer: Any = _unused
+    solved = property(_unused)
 
 
 @dataclass

@@ -111,6 +111,12 @@ async def test_an_environment_that_raises_failed_and_was_not_wrong(scene: Scene)
     assert [s.role for s in trajectory.segments] == [Role.PROMPT, Role.ANSWER, Role.OBSERVATION, Role.ANSWER]
 
 
+async def test_a_judge_that_breaks_failed_and_was_not_wrong(scene: Scene) -> None:
+    trajectory = await play(scene, ScriptedPolicy(turns("earn 0.25", "break")))
+    assert (trajectory.verdict, trajectory.reward, trajectory.cause) == (Verdict.FAILED, 0.0, "the judge broke")
+    assert [s.role for s in trajectory.segments] == [Role.PROMPT, Role.ANSWER, Role.OBSERVATION, Role.ANSWER]
+
+
 async def test_an_environment_that_hangs_failed_within_its_time(scene: Scene) -> None:
     trajectory = await play(scene, ScriptedPolicy(turns("earn 0.25", "hang")), env_timeout_s=0.05)
     assert (trajectory.verdict, trajectory.reward) == (Verdict.FAILED, 0.0)

@@ -10,30 +10,34 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
-from configs.schema import FrozenLakeSettings, WarmupSettings
-from envs.registry import make_env
+from configs.environments import FrozenLakeSettings
+from configs.schema import WarmupSettings
+from envs.demonstrations import demonstrate
+from envs.protocol import tags
+from envs.registry import make_env, make_script
 from envs.trajectory import Conversation, Message
 from learner.warmup import END, WarmupReport, encode, make_policy, train_tokenizer
 
 SMALL = WarmupSettings(layers=1, hidden=32, heads=1, demonstrations=60, tokens_per_batch=1024)
 LENGTH = 512
+TAGS = tags(FrozenLakeSettings())
 
 
 @pytest.fixture(scope="module")
 def conversations() -> list[Conversation]:
-    env = make_env(FrozenLakeSettings())
-    return [env.demonstrate(seed, 0.5) for seed in range(SMALL.demonstrations)]
+    env, script = make_env(FrozenLakeSettings()), make_script(FrozenLakeSettings())
+    return [demonstrate(env, script, seed, 0.5) for seed in range(SMALL.demonstrations)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(conversations: list[Conversation]) -> Qwen2Tokenizer:
-    return train_tokenizer(conversations, SMALL.vocabulary, LENGTH)
+    return train_tokenizer(conversations, SMALL.vocabulary, TAGS, LENGTH)
 
 
 @pytest.fixture(scope="module")
 def made(conversations: list[Conversation], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WarmupReport]:
     folder = tmp_path_factory.mktemp("warm") / "policy"
-    return folder, make_policy(conversations, SMALL, LENGTH, folder)
+    return folder, make_policy(conversations, SMALL, TAGS, LENGTH, folder)
 
 
 def chat(conversation: Conversation) -> list[dict[str, str]]:
@@ -98,12 +102,12 @@ def test_the_same_arguments_give_the_same_weights(
     made: tuple[Path, WarmupReport], conversations: list[Conversation], tmp_path: Path
 ) -> None:
     state = torch.random.get_rng_state()
-    make_policy(conversations, SMALL, LENGTH, tmp_path / "again")
+    make_policy(conversations, SMALL, TAGS, LENGTH, tmp_path / "again")
     assert torch.equal(state, torch.random.get_rng_state())
     first, again = (load_file(folder / "model.safetensors") for folder in (made[0], tmp_path / "again"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     other = SMALL.model_copy(update={"seed": 1})
-    make_policy(conversations, other, LENGTH, tmp_path / "other")
+    make_policy(conversations, other, TAGS, LENGTH, tmp_path / "other")
     different = load_file(tmp_path / "other" / "model.safetensors")
     assert not torch.equal(first["lm_head.weight"], different["lm_head.weight"])
 
@@ -118,5 +122,5 @@ def test_a_conversation_that_does_not_fit_is_named_and_nothing_is_left(
     conversations: list[Conversation], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"the longest demonstration has \d+ tokens, model.max_model_len is 64"):
-        make_policy(conversations, SMALL, 64, tmp_path / "policy")
+        make_policy(conversations, SMALL, TAGS, 64, tmp_path / "policy")
     assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ class Fleet:
         for index in indices:
             ticket, future = self._waiting.pop(index)
             stats = GroupStats(env_steps=3)
-            future.set_result(Receipt(ticket, state, cause, state == "queued", 8, 2, 1, 4, 2.5, 100, stats))
+            future.set_result(Receipt(ticket, state, cause, state == "queued", 8, 2, 1, 4, 2, 2.5, 100, stats))
             await settle()
 
     async def fail(self, index: int, error: BaseException) -> None:
@@ -426,6 +426,7 @@ async def test_sums_over_receipts_start_anew_when_they_are_taken(tmp_path: Path)
             "solved": 4,
             "failed_episodes": 2,
             "distinct_answers": 8,
+            "distinct_solutions": 4,
             "reward_sum": 5.0,
             "stats": asdict(GroupStats(env_steps=6)),
         }

@@ -45,6 +45,7 @@ def metrics(update: int = 1, **changes: Any) -> UpdateMetrics:
         unparsable_sketches=1,
         distinct_sketches_share=0.9,
         distinct_answers_mean=2.5,
+        distinct_solutions_mean=1.5,
         zero_advantage_share=0.2,
         weight_sync_s=0.05,
         learner_idle_share=0.4,
@@ -64,6 +65,7 @@ SUMMARY = Summary(
     success_gain_ci95=(0.25, 0.35),
     pass_at_k_before={"8": 0.7},
     pass_at_k_after={"8": 0.9},
+    distinct_solutions_before=1.5,
     distinct_solutions_after=2.5,
     tickets={"issued": 10, "trained": 6, "filtered": 1, "stale": 1, "failed": 1, "cancelled": 1},
     ledger_balanced=True,
@@ -145,7 +147,8 @@ def test_the_summary_holds_the_keys_of_the_contract(tmp_path: Path) -> None:
     write_summary(path, SUMMARY)
     read = json.loads(path.read_text())
     keys = """env sampler seed updates success_before success_after success_gain_ci95 pass_at_k_before pass_at_k_after
-        distinct_solutions_after tickets ledger_balanced generated_tokens rollout_tokens_per_s learner_tokens_per_s
+        distinct_solutions_before distinct_solutions_after tickets ledger_balanced generated_tokens
+        rollout_tokens_per_s learner_tokens_per_s
         weight_sync_s_mean learner_idle_fraction actor_idle_fraction logprob_abs_diff_mean logprob_abs_diff_max
         policy_lag_max wall_s"""
     assert list(read) == keys.split()

@@ -1,0 +1,11 @@
+"""The base of every group of settings."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """Immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,82 @@
+"""Scripted conversations for the warm-up of a small policy: plain play, guided play and lists of sketches.
+
+The policy that learns them is meant to be mediocre and narrow: it knows the rules, the form of an answer and how to
+follow a sketch, and leaves to reinforcement learning which play and which sketch is good.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from envs.base import TextEnv
+from envs.protocol import spoken
+from envs.trajectory import Conversation, Message
+
+E = TypeVar("E", bound=TextEnv)
+
+
+class Script(ABC, Generic[E]):
+    """How one environment is played by script. The shares say what a demonstration shows; the rest is plain play."""
+
+    # Following takes more examples than playing; its few careless ones show the same words failing.
+    guided_share = 0.5
+    sketch_share = 0.08
+    guided_skill = 0.95
+    sketches_a_list = 8
+    # A careless game is cut here: the rest repeats itself and costs training time.
+    careless_turns = 3
+
+    @abstractmethod
+    def sketches(self, env: E) -> list[str]:
+        """Different sketches that an episode can be solved by; empty where there are none."""
+
+    @abstractmethod
+    def answers(self, env: E, sketch: str | None, careful: bool, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+        """Thought and answer of each turn, given what `env` shows when it is asked for.
+
+        `sketch`: one of `sketches` to follow, whatever it is worth. Careful play is good; careless play names actions
+        without thinking.
+        """
+
+
+def demonstrate(env: E, script: Script[E], seed: int, skill: float) -> Conversation:
+    """One demonstration, a pure function of its seed; resets `env`. `skill`: share of careful plain play.
+
+    Guided play follows any sketch, good or bad, so that following is learned apart from preferring.
+    """
+    first, _ = env.reset(seed=seed)
+    rng = np.random.default_rng([seed, 1])
+    kind, sketches = rng.random(), script.sketches(env)
+    if sketches and kind < script.sketch_share:
+        return _sketch_list(env, first, [sketches[i] for i in rng.permutation(len(sketches))[: script.sketches_a_list]])
+    if sketches and kind < script.sketch_share + script.guided_share:
+        sketch = sketches[rng.integers(len(sketches))]
+        return _game(env, script, first + env.guidance(sketch), sketch, rng.random() < script.guided_skill, rng)
+    return _game(env, script, first, None, rng.random() < skill, rng)
+
+
+def _game(
+    env: E, script: Script[E], first: str, sketch: str | None, careful: bool, rng: np.random.Generator
+) -> Conversation:
+    messages = [Message("system", env.rules), Message("user", first)]
+    for turn, (thought, answer) in enumerate(script.answers(env, sketch, careful, rng), start=1):
+        said = spoken(env.settings, thought, answer)
+        messages.append(Message("assistant", said, trained=True))
+        observation, _, terminated, truncated, _ = env.step(said)
+        if terminated or truncated or not (careful or turn < script.careless_turns):
+            break
+        messages.append(Message("user", observation))
+    return tuple(messages)
+
+
+def _sketch_list(env: TextEnv, first: str, sketches: list[str]) -> Conversation:
+    messages = [Message("system", env.rules)]
+    for number, sketch in enumerate(sketches):
+        request = env.sketch_request(number)
+        messages.append(Message("user", first + request if number == 0 else request))
+        messages.append(Message("assistant", sketch, trained=True))
+    return tuple(messages)

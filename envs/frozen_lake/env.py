@@ -1,0 +1,160 @@
+"""FrozenLake as a text game: walk over the ice to the goal; a hole ends the game.
+
+Cells are (row, column), counted from 0 in the code and from 1, top left, in every text. A map is drawn from the
+episode's seed and can be solved, but for slips, within the turns and actions an episode has.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from configs.environments import FrozenLakeSettings
+from envs.base import BadEnvironment, TextEnv
+from envs.frozen_lake.lake import NAMES, Cell, Lake, Limits, best_play, slipped
+from envs.protocol import Unreadable, form
+
+LEGAL = {name.lower(): name for name in NAMES}
+WAY_POINT = re.compile(r"\br(?:ow)?\s*(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s*(\d{1,4})", re.IGNORECASE | re.ASCII)
+
+# A goal next to the start teaches nothing.
+SHORTEST_ROUTE = 2
+MOST_DRAWS = 2000
+
+
+class FrozenLake(TextEnv):
+    """Reward 1 on the goal, 0 in a hole. A sketch is a way-point: a cell to pass on the way."""
+
+    settings: FrozenLakeSettings
+    state: Lake
+
+    # --- texts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> str:
+        slip = f" A move goes sideways with chance {self.settings.slip:g}." if self.settings.slip else ""
+        example = " || ".join(["Right", "Down"][: self.settings.actions_per_turn])
+        return (
+            f"Walk from P to G over frozen cells F, not into a hole H. r1c2: row 1, column 2.{slip} "
+            f"Reply {form(self.settings, example)}. Moves: Left, Up, Right, Down, "
+            f"{self.settings.actions_per_turn} a turn."
+        )
+
+    def sketch_request(self, number: int) -> str:
+        return "\nFirst name a cell to pass on the way, as: via r1c2" if number == 0 else "Name another cell."
+
+    def guidance(self, sketch: str) -> str:
+        # On a line of its own: the sketch's tokens are the ones it was sampled with, at the start of an answer.
+        return f"\nGo\n{sketch}"
+
+    def sketch_key(self, sketch: str) -> str | None:
+        """`row,column` of the named way-point; a hole is readable (and a bad plan), a cell off the board is not."""
+        found = WAY_POINT.search(sketch)
+        if found is None:
+            return None
+        row, column = int(found[1]), int(found[2])
+        on_board = 1 <= row <= self.settings.size and 1 <= column <= self.settings.size
+        return f"{row},{column}" if on_board else None
+
+    def render(self) -> str:
+        """The board: one character a cell, cells separated by blanks."""
+        size = self.settings.size
+        return "\n".join(" ".join(self._letter((row, column)) for column in range(size)) for row in range(size))
+
+    def _letter(self, cell: Cell) -> str:
+        if cell == self.state.player:
+            return "P"
+        if cell == self.state.goal:
+            return "G"
+        return "H" if cell in self.state.holes else "F"
+
+    def _state_text(self) -> str:
+        # The board never changes: later messages tell what does, and cost half the tokens.
+        (row, column), look = self.state.player, self.state.look
+        return (
+            f"P {place(self.state.player)}, G {place(self.state.goal)}. Left {look((row, column - 1))}, "
+            f"Up {look((row - 1, column))}, Right {look((row, column + 1))}, Down {look((row + 1, column))}."
+        )
+
+    def _ending(self) -> str:
+        return "You reached G." if self.solved else "You fell." if self.lost else "No turns left."
+
+    # --- episode -----------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> Lake:
+        size, limit = self.settings.size, self.settings.action_limit
+        for _ in range(MOST_DRAWS):
+            holes = self.np_random.random((size, size)) < self.settings.hole_share
+            start, goal = 0, size * size - 1
+            if self.settings.random_ends:
+                start, goal = (int(end) for end in self.np_random.choice(size * size, size=2, replace=False))
+            ends = {divmod(start, size), divmod(goal, size)}
+            cells = ((int(row), int(column)) for row, column in np.argwhere(holes))
+            lake = Lake(size, frozenset(cells) - ends, divmod(goal, size), divmod(start, size))
+            route = lake.route(lake.player, lake.goal)
+            if route is not None and min(SHORTEST_ROUTE, limit) <= len(route) <= limit:
+                return lake
+        raise BadEnvironment(
+            f"env.hole_share {self.settings.hole_share:g} with env.size {size}: none of {MOST_DRAWS} maps has a way "
+            f"of at most {limit} moves (env.max_turns, env.actions_per_turn, env.max_actions): use fewer holes or more "
+            "moves"
+        )
+
+    def _act(self, word: str) -> tuple[str, float]:
+        name = LEGAL.get(word.lower())
+        if name is None:
+            raise Unreadable("moves are Left, Up, Right, Down.")
+        went = name
+        if self.settings.slip and self.np_random.random() < self.settings.slip:
+            went = slipped(name, 1 if self.np_random.random() < 0.5 else -1)
+        self.state = self.state.moved(went)
+        return name[0], float(self.solved)
+
+    @property
+    def solved(self) -> bool:
+        return self.state.player == self.state.goal
+
+    @property
+    def lost(self) -> bool:
+        return self.state.player in self.state.holes
+
+    def _answer(self) -> str:
+        return "".join(self.done)
+
+    # --- how well it can be played -----------------------------------------------------------------------------------
+
+    def _limits(self) -> Limits:
+        settings = self.settings
+        left = (settings.max_turns - self.turns, settings.max_actions - len(self.done))
+        return Limits(*left, settings.actions_per_turn)
+
+    def ceiling(self) -> float:
+        """Exact: a dynamic programme over cells, turns and actions (`best_play`)."""
+        if self.lost:
+            return 0.0
+        if not self.settings.slip:
+            length, limits = self.optimal_length(), self._limits()
+            return float(length is not None and length <= min(limits.actions, limits.turns * limits.actions_per_turn))
+        return best_play(self.state, self.settings.slip, self._limits())[0]
+
+    def oracle(self) -> str | None:
+        if not self.ceiling():
+            return None
+        if self.settings.slip:
+            moves = best_play(self.state, self.settings.slip, self._limits())[1]
+        else:
+            route = self.state.route(self.state.player, self.state.goal) or []
+            moves = route[: self.settings.actions_per_turn]
+        return " || ".join(moves)
+
+    def optimal_length(self) -> int | None:
+        route = self.state.route(self.state.player, self.state.goal)
+        return None if route is None else len(route)
+
+    def random_answer(self, rng: np.random.Generator) -> str:
+        return " || ".join(NAMES[i] for i in rng.integers(len(NAMES), size=self.settings.actions_per_turn))
+
+
+def place(cell: Cell) -> str:
+    return f"r{cell[0] + 1}c{cell[1] + 1}"

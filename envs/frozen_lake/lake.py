@@ -1,0 +1,162 @@
+"""The lake itself: cells, moves, routes, and the best that can be hoped for. Knows no text and no turns' wording.
+
+Cells are (row, column), counted from 0. A move that would leave the board stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Cell = tuple[int, int]
+Values = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.int64]
+
+# Clockwise from left: a slip goes to a neighbour in this order, and ties go to the earlier move.
+MOVES: dict[str, Cell] = {"Left": (0, -1), "Up": (-1, 0), "Right": (0, 1), "Down": (1, 0)}
+NAMES = tuple(MOVES)
+
+
+@dataclass(frozen=True, slots=True)
+class Lake:
+    """A map and where the player stands."""
+
+    size: int
+    holes: frozenset[Cell]
+    goal: Cell
+    player: Cell
+
+    def look(self, cell: Cell) -> str:
+        """What lies on a cell: edge, goal, hole or ice."""
+        if not (0 <= cell[0] < self.size and 0 <= cell[1] < self.size):
+            return "edge"
+        return "goal" if cell == self.goal else "hole" if cell in self.holes else "ice"
+
+    def beside(self, cell: Cell, name: str) -> Cell:
+        """Where a move that does not slip leads."""
+        row, column = cell[0] + MOVES[name][0], cell[1] + MOVES[name][1]
+        return (row, column) if 0 <= row < self.size and 0 <= column < self.size else cell
+
+    def moved(self, name: str) -> Lake:
+        return Lake(self.size, self.holes, self.goal, self.beside(self.player, name))
+
+    def route(self, start: Cell, end: Cell, avoid: frozenset[Cell] = frozenset()) -> list[str] | None:
+        """Shortest safe moves from `start` to `end`, breadth first, ties to the earlier of MOVES; None if no way."""
+        came: dict[Cell, tuple[Cell, str] | None] = {start: None}
+        frontier = deque([start])
+        while frontier and end not in came:
+            here = frontier.popleft()
+            for name in NAMES:
+                there = self.beside(here, name)
+                if there not in came and there not in avoid and there not in self.holes:
+                    came[there] = (here, name)
+                    frontier.append(there)
+        if end not in came:
+            return None
+        moves: list[str] = []
+        step = came[end]
+        while step is not None:
+            moves.append(step[1])
+            step = came[step[0]]
+        return moves[::-1]
+
+    def route_via(self, way_point: Cell) -> list[str] | None:
+        """Shortest safe moves from the player to the way-point and on to the goal."""
+        before = self.route(self.player, way_point, frozenset({self.goal} - {way_point}))
+        after = self.route(way_point, self.goal)
+        return None if before is None or after is None else before + after
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is left of an episode."""
+
+    turns: int
+    actions: int
+    actions_per_turn: int
+
+
+def slipped(name: str, turn: int) -> str:
+    """The move beside `name`: clockwise for 1, the other way for -1."""
+    return NAMES[(NAMES.index(name) + turn) % len(NAMES)]
+
+
+def best_play(lake: Lake, slip: float, limits: Limits) -> tuple[float, list[str]]:
+    """The best chance to reach the goal, and the moves of the next turn that lead to it; exact.
+
+    The moves of a turn are fixed before any of them is made, so a turn is a sequence tried over the chances of where
+    each slip leads, and turns are a dynamic programme: V(turns, actions, cell) = max over sequences w of at most
+    actions_per_turn moves of E[V(turns - 1, actions - |w|, cell after w)], with 1 on the goal and 0 in a hole.
+    """
+    goal_only = np.zeros(lake.size**2)
+    goal_only[_number(lake, lake.goal)] = 1.0
+    steps = _steps(lake)
+    values = {(0, actions): goal_only for actions in range(limits.actions + 1)}
+    for turns in range(1, limits.turns + 1):
+        for actions in range(limits.actions + 1):
+            # Playing no move is never better than what one turn less is worth: V(turns - 1, actions).
+            values[turns, actions] = np.maximum(
+                values[turns - 1, actions], _best_turn(values, turns, actions, steps, slip, limits.actions_per_turn)
+            )
+    here = _number(lake, lake.player)
+    best = float(values[limits.turns, limits.actions][here])
+    return best, _first_turn(values, limits, steps, slip, here) if best > 0 else []
+
+
+def _number(lake: Lake, cell: Cell) -> int:
+    return cell[0] * lake.size + cell[1]
+
+
+def _steps(lake: Lake) -> Steps:
+    """(4, cells): where each move leads if it does not slip; goal and holes keep whoever is there."""
+    cells = [divmod(index, lake.size) for index in range(lake.size**2)]
+    steps = [
+        [_number(lake, cell if lake.look(cell) in ("goal", "hole") else lake.beside(cell, name)) for cell in cells]
+        for name in NAMES
+    ]
+    return np.array(steps)
+
+
+def _backed_up(after: Values, steps: Steps, slip: float) -> Values:
+    """(n, cells) values after a move -> (4 n, cells) before it: row a * n + i made move a, then followed row i."""
+    reached = after[:, steps]  # (n, 4, cells)
+    straight = (1 - slip) * reached
+    aside = slip / 2 * (np.roll(reached, 1, axis=1) + np.roll(reached, -1, axis=1))
+    return np.moveaxis(straight + aside, 1, 0).reshape(-1, after.shape[1])
+
+
+def _best_turn(
+    values: dict[tuple[int, int], Values],
+    turns: int,
+    actions: int,
+    steps: Steps,
+    slip: float,
+    most: int,
+) -> Values:
+    """(cells,) the best that one turn of 1 to `most` moves comes to, with turns - 1 after it."""
+    best = np.zeros(steps.shape[1])
+    for length in range(1, min(most, actions) + 1):
+        sequences = values[turns - 1, actions - length][None]
+        for _ in range(length):
+            sequences = _backed_up(sequences, steps, slip)
+        best = np.maximum(best, sequences.max(axis=0))
+    return best
+
+
+def _first_turn(
+    values: dict[tuple[int, int], Values], limits: Limits, steps: Steps, slip: float, here: int
+) -> list[str]:
+    """The shortest sequence of moves from `here` that is worth as much as the best."""
+    wanted = values[limits.turns, limits.actions][here]
+    for length in range(1, min(limits.actions_per_turn, limits.actions) + 1):
+        sequences = values[limits.turns - 1, limits.actions - length][None]
+        for _ in range(length):
+            sequences = _backed_up(sequences, steps, slip)
+        number = int(sequences[:, here].argmax())
+        if sequences[number, here] >= wanted - 1e-12:
+            digits = [number // 4 ** (length - 1 - i) % 4 for i in range(length)]
+            return [NAMES[digit] for digit in digits]
+    raise AssertionError("the best turn is one of those that were tried")
