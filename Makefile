@@ -26,8 +26,9 @@ lint: setup-dev ## style, format and types
 test: lint ## lint, then every test; ARGS="-k name" selects
 	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
-bench: setup-dev ## measure throughput
+bench: setup-dev ## measure throughput of the stack, then speed of the environments
 	@$(PYTHON_IN_VENV) -m tests.bench $(ARGS)
+	@$(PYTHON_IN_VENV) -m tests.bench_envs
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -83,6 +83,7 @@ class Rollout:
                     context_ids, self._shared.config.rollout.tokens_per_turn, f"{purpose}/{len(segments)}"
                 )
                 if completion is None:
+                    reward += await self._env_call(env.cut)
                     break  # no room for another answer: the episode stands as it is
                 segments.append(sampled(Role.ANSWER, completion))
                 message, earned, terminated, truncated, info = await self._env_call(

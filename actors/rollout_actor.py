@@ -48,6 +48,7 @@ class RolloutActor:
         self._config, self._replay = config, replay
         chat = Chat.load(policy)
         self._engine = Engine(config, policy, index, chat.eos_id)
+        make_env(config.env)  # what it reads of files is read now, not within the time limit of an episode
         self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), EnvWorkers())
         self._sampler = build_sampler(config.sampler)
 

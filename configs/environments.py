@@ -18,7 +18,7 @@ class TurnSettings(Settings):
     """What every text environment shares."""
 
     max_turns: PositiveInt = 6
-    actions_per_turn: PositiveInt = 1
+    actions_per_turn: int = Field(1, ge=1, le=128)
     max_actions: PositiveInt = 6
     format_penalty: float = Field(
         -0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action"
@@ -27,10 +27,19 @@ class TurnSettings(Settings):
     answer_tag: str = Field("answer", pattern=TAG, description="tag around the actions")
 
     @model_validator(mode="after")
-    def _tags_differ(self) -> TurnSettings:
+    def _turns_fit_together(self) -> TurnSettings:
         if self.think_tag == self.answer_tag:
             raise ValueError(f"think_tag and answer_tag are both {self.answer_tag}: they must differ")
+        if self.actions_per_turn > self.max_actions:
+            raise ValueError(
+                f"actions_per_turn ({self.actions_per_turn}) must not exceed max_actions ({self.max_actions})"
+            )
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths (or data set ids) whose contents episodes depend on."""
+        return ()
 
     @property
     def action_limit(self) -> int:
@@ -38,12 +47,25 @@ class TurnSettings(Settings):
         return min(self.max_actions, self.max_turns * self.actions_per_turn)
 
 
-class PathExplorationSettings(TurnSettings):
+class GuessSettings(TurnSettings):
+    """A task whose actions are whole attempts: one, unless more are asked for."""
+
+    max_turns: PositiveInt = 1
+    max_actions: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _turns_are_attempts(self) -> GuessSettings:
+        if self.max_turns > self.max_actions:
+            raise ValueError(
+                f"max_turns ({self.max_turns}) must not exceed max_actions ({self.max_actions}): a turn is an attempt"
+            )
+        return self
+
+
+class PathExplorationSettings(GuessSettings):
     """Guess paths through named levels; some are hidden targets. The group's coverage of them is the metric."""
 
     name: Literal["path_exploration"] = "path_exploration"
-    max_turns: PositiveInt = 1
-    max_actions: PositiveInt = 1
     depth: int = Field(3, ge=1, le=6, description="levels of a path")
     branching: int = Field(8, ge=2, le=64, description="names to choose from at each level")
     targets: int = Field(20, ge=1, le=100_000, description="hidden paths that count as found")
@@ -65,6 +87,10 @@ class PathExplorationSettings(TurnSettings):
             )
         return self
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.names,) if self.names else ()
+
 
 class FrozenLakeSettings(TurnSettings):
     """Walk over the ice to the goal."""
@@ -85,6 +111,8 @@ class SokobanSettings(TurnSettings):
     max_turns: PositiveInt = 5
     actions_per_turn: PositiveInt = 5
     max_actions: PositiveInt = 10
+    # As much as a whole turn of moves costs: talking nonsense must not be cheaper than playing.
+    format_penalty: float = Field(-0.5, le=0, description="reward of an answer that cannot be read or made in full")
     rows: int = Field(6, ge=4, le=16, description="with the walls around")
     columns: int = Field(6, ge=4, le=16, description="with the walls around")
     boxes: int = Field(1, ge=1, le=3)
@@ -97,7 +125,7 @@ class SokobanSettings(TurnSettings):
     show_board: bool = Field(
         True, description="every message shows the board; off: only the first, later ones tell the places"
     )
-    move_reward: float = -0.1
+    move_reward: float = Field(-0.1, le=0)
     box_reward: float = Field(1.0, ge=0, description="for a box moved onto a target; taken back when it leaves it")
     solved_reward: float = Field(10.0, ge=0)
 
@@ -116,13 +144,15 @@ class SokobanSettings(TurnSettings):
             )
         return self
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.levels,) if self.levels else ()
 
-class CountdownSettings(TurnSettings):
+
+class CountdownSettings(GuessSettings):
     """Reach a target with a formula that uses each number once."""
 
     name: Literal["countdown"] = "countdown"
-    max_turns: PositiveInt = 1
-    max_actions: PositiveInt = 1
     least_numbers: int = Field(3, ge=3, le=6)
     most_numbers: int = Field(4, ge=3, le=6)
     largest_number: int = Field(99, ge=2, le=999)
@@ -152,6 +182,11 @@ class SudokuSettings(TurnSettings):
         description="easy: at every step some cell has one candidate; medium: or some digit one place in a row, column "
         "or box; hard: needs a guess or more. Of size 4 all are easy",
     )
+    show_seen: bool = Field(
+        False,
+        description="tell of each empty cell which digits its row, column and box hold, after the first message "
+        "instead of the grid; for small policies",
+    )
     partial_credit: float = Field(
         0.0, ge=0, lt=1, description="reward, at the end of an unsolved game, times the share of blanks filled rightly"
     )
@@ -170,12 +205,10 @@ class SudokuSettings(TurnSettings):
         return self
 
 
-class MathSettings(TurnSettings):
+class MathSettings(GuessSettings):
     """Answer questions of a data set; a maths-equivalence library grades."""
 
     name: Literal["math"] = "math"
-    max_turns: PositiveInt = 1
-    max_actions: PositiveInt = 1
     data: str = Field(
         min_length=1, description="JSONL or parquet file, folder of such files, or data set id (owner/name)"
     )
@@ -189,8 +222,12 @@ class MathSettings(TurnSettings):
     answer_column: str | None = Field(
         None, min_length=1, description="empty: answer or solution; the final answer is cut out (#### or boxed)"
     )
-    grade_timeout_s: PositiveFloat = Field(5.0, description="grading one answer; later it is a failure, not a wrong")
+    grade_timeout_s: PositiveFloat = Field(4.0, description="grading one answer; later it is a failure, not a wrong")
     grade_memory_mib: int = Field(1024, ge=256, description="memory of the grading process")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.data, self.held_out_data) if self.held_out_data else (self.data,)
 
 
 EnvSettings = Annotated[

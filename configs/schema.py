@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs.base import Settings
-from configs.environments import EnvSettings, FrozenLakeSettings
+from configs.environments import EnvSettings, FrozenLakeSettings, MathSettings
 
 
 class RunSettings(Settings):
@@ -240,6 +240,11 @@ class RunConfig(Settings):
         if self.sync.backend == "nccl" and self.rollout.gpus_per_actor == 0:
             raise ValueError(
                 "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
+            )
+        if isinstance(self.env, MathSettings) and 2 * self.env.grade_timeout_s >= self.rollout.env_timeout_s:
+            raise ValueError(
+                f"env.grade_timeout_s ({self.env.grade_timeout_s:g}) must be below half of rollout.env_timeout_s "
+                f"({self.rollout.env_timeout_s:g}): an answer may wait that long for another one's grading"
             )
         if (self.rollout.gpus_per_actor > 0) != (self.deepspeed.gpus_per_rank > 0):
             raise ValueError(

@@ -47,6 +47,7 @@ class Outcome:
 class Snapshot:
     """An episode between two turns: `restore` puts it into any environment of the same settings, in any process."""
 
+    seed: int
     state: Any
     rng: Mapping[str, Any]
     turns: int
@@ -156,6 +157,9 @@ class TextEnv(gymnasium.Env[str, str]):
             return f"{turns} left."
         return f"{turns}, {_counted(settings.max_actions - len(self.done), 'action')} left."
 
+    def check(self) -> None:
+        """Try what episodes need beyond the settings. Raises BadEnvironment when it is missing."""
+
     # --- method sketches ---------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -172,17 +176,34 @@ class TextEnv(gymnasium.Env[str, str]):
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
-    @abstractmethod
     def ceiling(self) -> float:
         """The best possible chance to solve the episode from here, within the turns and actions that are left."""
+        return float(self.solved) if self._is_over() else self._ceiling()
 
-    @abstractmethod
     def oracle(self) -> str | None:
-        """An answer (without tags) of the best play from here; None where there is no hope."""
+        """An answer (without tags) of the best play from here; None where there is no hope, or nothing left to do."""
+        return None if self._is_over() else self._oracle()
+
+    def optimal_length(self) -> int | None:
+        """Fewest actions that can solve the episode from here, by luck where luck plays a part; None if none can.
+
+        Turns and actions that are left do not limit it.
+        """
+        if self.solved or self.lost:
+            return 0 if self.solved else None
+        return self._optimal_length()
 
     @abstractmethod
-    def optimal_length(self) -> int | None:
-        """Fewest actions that can solve the episode from here, by luck where luck plays a part; None if none can."""
+    def _ceiling(self) -> float:
+        """`ceiling` of an episode that is not over."""
+
+    @abstractmethod
+    def _oracle(self) -> str | None:
+        """`oracle` of an episode that is not over."""
+
+    @abstractmethod
+    def _optimal_length(self) -> int | None:
+        """`optimal_length` of an episode that is neither solved nor lost."""
 
     @abstractmethod
     def random_answer(self, rng: np.random.Generator) -> str:
@@ -191,9 +212,9 @@ class TextEnv(gymnasium.Env[str, str]):
     # --- gymnasium ---------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed, options=options)
-        self.turns, self.done, self._readable, self._cause = 0, [], False, ""
         self.seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        super().reset(seed=self.seed, options=options)
+        self.turns, self.done, self._readable, self._cause = 0, [], False, ""
         self.state = self._draw()
         return self._opening(), {}
 
@@ -207,6 +228,12 @@ class TextEnv(gymnasium.Env[str, str]):
             return self._result("\n".join(filter(None, (complaint, self._ending()))), reward)
         return self._result("\n".join(filter(None, (complaint, self._state_text(), self._left()))), reward)
 
+    def cut(self) -> float:
+        """End the episode where it stands, since no other answer fits into the policy's context: its closing reward."""
+        reward = 0.0 if self._is_over() else self._closing_reward()
+        self.turns = self.settings.max_turns
+        return reward
+
     def _result(self, text: str, reward: float) -> tuple[str, float, bool, bool, dict[str, Any]]:
         terminated = self._is_decided()
         return text, reward, terminated, self._is_over() and not terminated, {"outcome": self._outcome()}
@@ -218,6 +245,7 @@ class TextEnv(gymnasium.Env[str, str]):
             return self.settings.format_penalty, "Unreadable answer."
         reward = 0.0
         room = min(self.settings.actions_per_turn, self.settings.max_actions - len(self.done))
+        excess = f"Only the first {room} of {len(words)} actions were made." if len(words) > room else ""
         for word in words[:room]:
             try:
                 canonical, earned = self._act(word)
@@ -232,7 +260,7 @@ class TextEnv(gymnasium.Env[str, str]):
             reward += earned
             if self.solved or self.lost:
                 break
-        return reward, ""
+        return reward, excess
 
     def _words(self, answer: str) -> list[str] | None:
         """The actions of an answer as they are written; None where no form of answer can be found."""
@@ -241,6 +269,13 @@ class TextEnv(gymnasium.Env[str, str]):
             return None
         words = [said] if self.one_action_an_answer else split_actions(said)
         return words if all(words) else None
+
+    @property
+    def actions_left(self) -> int:
+        """Actions that can still be made, in the turns that are left."""
+        settings = self.settings
+        in_turns = (settings.max_turns - self.turns) * settings.actions_per_turn
+        return min(settings.max_actions - len(self.done), in_turns)
 
     def _is_decided(self) -> bool:
         # A game of one turn is decided by its answer, not cut off: there was no other turn to come.
@@ -262,11 +297,16 @@ class TextEnv(gymnasium.Env[str, str]):
     def snapshot(self) -> Snapshot:
         """The episode as it is now, to be resumed any number of times. It pickles."""
         rng = deepcopy(self.np_random.bit_generator.state)
-        return Snapshot(self.state, rng, self.turns, tuple(self.done), self._readable, self._cause)
+        return Snapshot(self.seed, self.state, rng, self.turns, tuple(self.done), self._readable, self._cause)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of an environment of the same settings: the same answers lead to the same end."""
-        self.state, self.turns, self.done = snapshot.state, snapshot.turns, list(snapshot.done)
+        self.seed, self.state, self.turns, self.done = (
+            snapshot.seed,
+            snapshot.state,
+            snapshot.turns,
+            list(snapshot.done),
+        )
         self._readable, self._cause = snapshot.readable, snapshot.cause
         # A generator of its own: what is played from here must not move the one another episode draws from.
         generator = np.random.Generator(np.random.PCG64())

@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from envs.base import TextEnv
+from envs.base import Failure, TextEnv
 from envs.protocol import spoken
-from envs.trajectory import Conversation, Message
+from envs.trajectory import Conversation, Message, Verdict
 
 E = TypeVar("E", bound=TextEnv)
 
@@ -46,7 +46,8 @@ class Script(ABC, Generic[E]):
 def demonstrate(env: E, script: Script[E], seed: int, skill: float) -> Conversation:
     """One demonstration, a pure function of its seed; resets `env`. `skill`: share of careful plain play.
 
-    Guided play follows any sketch, good or bad, so that following is learned apart from preferring.
+    Guided play follows any sketch, good or bad, so that following is learned apart from preferring. Raises Failure when
+    the environment cannot judge.
     """
     first, _ = env.reset(seed=seed)
     rng = np.random.default_rng([seed, 1])
@@ -66,7 +67,9 @@ def _game(
     for turn, (thought, answer) in enumerate(script.answers(env, sketch, careful, rng), start=1):
         said = spoken(env.settings, thought, answer)
         messages.append(Message("assistant", said, trained=True))
-        observation, _, terminated, truncated, _ = env.step(said)
+        observation, _, terminated, truncated, info = env.step(said)
+        if info["outcome"].verdict is Verdict.FAILED:
+            raise Failure(f"a demonstration could not be judged: {info['outcome'].cause}")
         if terminated or truncated or not (careful or turn < script.careless_turns):
             break
         messages.append(Message("user", observation))

@@ -24,8 +24,7 @@ from configs.environments import (
 from envs.base import TextEnv
 from envs.demonstrations import Script
 
-
-EPISODES_CHECKED = 4
+EPISODES_CHECKED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,12 @@ def make_script(settings: EnvSettings) -> Script[Any]:
 
 
 def check_env(settings: EnvSettings) -> None:
-    """Draw a few episodes, so that settings or files that allow none are said before anything starts.
+    """Draw some episodes, so that settings or files that allow none are said before anything starts.
 
     Raises BadEnvironment.
     """
     env = make_env(settings)
+    env.check()
     for seed in range(EPISODES_CHECKED):
         env.reset(seed=seed)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,8 @@ class Survey:
 
     ceiling: mean of the best possible chance to solve an episode within its turns and actions. oracle: share the
     oracle did solve; oracle_of_solvable: of those with a ceiling above 0. random: share solved by random legal
-    answers. lengths: fewest actions -> episodes; None where an episode cannot be solved, whatever the turns.
+    answers. failed: causes of games, of twice `episodes`, that could not be judged: those are in no share.
+    lengths: fewest actions -> episodes; None where an episode cannot be solved, whatever the turns.
     distinct_starts: different first messages.
     """
 
@@ -31,6 +32,7 @@ class Survey:
     oracle: float
     oracle_of_solvable: float
     random: float
+    failed: list[str]
     lengths: dict[int | None, int]
     distinct_starts: int
     example: str
@@ -38,30 +40,58 @@ class Survey:
 
 def survey(env: TextEnv, episodes: int, first_seed: int = 0) -> Survey:
     """Play every episode from `first_seed` on twice, by oracle and at random. Raises BadEnvironment."""
-    ceilings, oracle_wins, random_wins, starts = [], [], [], set()
+    ceilings: list[float] = []
+    oracle, chance, starts = Games(), Games(), set()
     lengths: Counter[int | None] = Counter()
     exact = True
     for seed in range(first_seed, first_seed + episodes):
         starts.add(env.reset(seed=seed)[0])
         ceilings.append(env.ceiling())
-        lengths[env.optimal_length()] += 1
         exact &= env.ceiling_is_exact
-        oracle_wins.append(_wins(env, env.oracle))
+        lengths[env.optimal_length()] += 1
+        oracle.play(env, env.oracle)
         env.reset(seed=seed)
-        random_wins.append(_wins(env, partial(env.random_answer, np.random.default_rng([seed, 2]))))
-    hopeful = [won for won, ceiling in zip(oracle_wins, ceilings, strict=True) if ceiling > 0]
+        chance.play(env, partial(env.random_answer, np.random.default_rng([seed, 2])))
+    hopeful = [won for won, ceiling in zip(oracle.won, ceilings, strict=True) if ceiling > 0]
     return Survey(
         episodes=episodes,
         ceiling=float(np.mean(ceilings)),
         exact=exact,
         solvable=len(hopeful) / episodes,
-        oracle=float(np.mean(oracle_wins)),
-        oracle_of_solvable=float(np.mean(hopeful)) if hopeful else 0.0,
-        random=float(np.mean(random_wins)),
+        oracle=_share(oracle.won),
+        oracle_of_solvable=_share(hopeful),
+        random=_share(chance.won),
+        failed=[*oracle.failed, *chance.failed],
         lengths=dict(sorted(lengths.items(), key=lambda item: (item[0] is None, item[0]))),
         distinct_starts=len(starts),
         example=example(env, first_seed),
     )
+
+
+@dataclass
+class Games:
+    """What one player's games came to: solved or not, None where judging broke, and why it did."""
+
+    won: list[bool | None] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def play(self, env: TextEnv, player: Callable[[], str | None]) -> None:
+        """The episode `env` is in, to its end or until the player gives up by None."""
+        verdict = Verdict.WRONG
+        while (answer := player()) is not None:
+            _, _, terminated, truncated, info = env.step(spoken(env.settings, "", answer))
+            verdict = info["outcome"].verdict
+            if verdict is Verdict.FAILED:
+                self.failed.append(info["outcome"].cause)
+            if terminated or truncated:
+                break
+        self.won.append(None if verdict is Verdict.FAILED else verdict is Verdict.SOLVED)
+
+
+def _share(won: Sequence[bool | None]) -> float:
+    """Of the games that could be judged; 0 without any."""
+    judged = [game for game in won if game is not None]
+    return sum(judged) / len(judged) if judged else 0.0
 
 
 def example(env: TextEnv, seed: int) -> str:
@@ -92,18 +122,10 @@ def report(name: str, found: Survey) -> str:
             f"oracle    {found.oracle:.4f}  of all episodes, {found.oracle_of_solvable:.4f} of the solvable ones",
             f"solvable  {found.solvable:.4f}",
             f"random    {found.random:.4f}  legal answers drawn at random",
+            *([f"failed    {len(found.failed)} games were not judged: {found.failed[0]}"] if found.failed else []),
             "fewest actions (by luck, where luck plays a part), episodes:",
             *histogram,
             "",
             found.example,
         ]
     )
-
-
-def _wins(env: TextEnv, player: Callable[[], str | None]) -> bool:
-    """Whether the player solves the episode that `env` is in; it gives up by None."""
-    while (answer := player()) is not None:
-        _, _, terminated, truncated, info = env.step(spoken(env.settings, "", answer))
-        if terminated or truncated:
-            return bool(info["outcome"].verdict is Verdict.SOLVED)
-    return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -25,18 +25,21 @@ class EvaluationError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """success: mean over episodes of the share of samples that solve it; by_episode: (episodes,) those shares.
+    """success: mean over episodes of the share of samples that solve it; by_episode: ticket index -> that share.
 
+    unjudged: episodes whose environment failed in every sample: in none of the figures; cause: of the first failure.
     pass_at_k: chance that one of k samples solves an episode. distinct_solutions: mean number of different correct
     answers an episode. payloads: some encoded groups, for comparing log-probs.
     """
 
     success: float
-    by_episode: tuple[float, ...]
+    by_episode: dict[int, float]
     pass_at_k: dict[int, float]
     distinct_solutions: float
     sampled_tokens: int
     payloads: tuple[bytes, ...]
+    unjudged: int = 0
+    cause: str = ""
 
 
 def pass_at_k(samples: int, solved: int, k: int) -> float:
@@ -49,9 +52,12 @@ def pass_at_k(samples: int, solved: int, k: int) -> float:
     return 1.0 - comb(samples - solved, k) / comb(samples, k)
 
 
-def gain_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean gain over the same episodes: mean +- 1.96 standard errors of the paired differences."""
-    gains = np.asarray(after) - np.asarray(before)
+def gain_interval(before: Mapping[int, float], after: Mapping[int, float]) -> tuple[float, float]:
+    """95 % interval of the mean gain over the same episodes: mean +- 1.96 standard errors of the paired differences.
+
+    before, after: share of solved samples by episode; those that are in both count.
+    """
+    gains = np.array([after[episode] - before[episode] for episode in before if episode in after])
     half = 1.96 * float(gains.std(ddof=1)) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
     return float(gains.mean() - half), float(gains.mean() + half)
 
@@ -80,22 +86,27 @@ async def _lane(actor: ActorHandle, chunks: Sequence[Sequence[object]], config: 
 
 
 def summarise(groups: Sequence[Group], payloads: Sequence[bytes]) -> Evaluation:
-    """Figures of an evaluation; failed episodes are left out of the shares."""
+    """Figures of an evaluation; failed episodes are left out. Raises EvaluationError when nothing could be judged."""
     groups = sorted(groups, key=lambda g: g.ticket.index)
-    judged = [[t for t in g.trajectories if t.verdict is not Verdict.FAILED] for g in groups]
-    if any(not trajectories for trajectories in judged):
-        raise EvaluationError("an environment failed in every sample of a held-out episode")
+    all_judged = {g.ticket.index: [t for t in g.trajectories if t.verdict is not Verdict.FAILED] for g in groups}
+    by_index = {index: trajectories for index, trajectories in all_judged.items() if trajectories}
+    cause = next((t.cause for g in groups for t in g.trajectories if t.verdict is Verdict.FAILED), "")
+    if not by_index:
+        raise EvaluationError(f"the environment failed in every held-out episode: {cause}")
+    judged = list(by_index.values())
     solved = [sum(t.verdict is Verdict.SOLVED for t in trajectories) for trajectories in judged]
-    shares = tuple(c / len(t) for c, t in zip(solved, judged, strict=True))
+    shares = {i: c / len(t) for (i, t), c in zip(by_index.items(), solved, strict=True)}
     k = max(len(t) for t in judged)
     whole = [c for c, t in zip(solved, judged, strict=True) if len(t) == k]  # a failed sample leaves too few draws
     return Evaluation(
-        success=float(np.mean(shares)),
+        success=float(np.mean(list(shares.values()))),
         by_episode=shares,
         pass_at_k={k: float(np.mean([pass_at_k(k, c, k) for c in whole]))},
         distinct_solutions=float(np.mean([_distinct(t) for t in judged])),
         sampled_tokens=sum(g.sampled_tokens for g in groups),
         payloads=tuple(payloads[:PAYLOADS_KEPT]),
+        unjudged=len(groups) - len(by_index),
+        cause=cause,
     )
 
 

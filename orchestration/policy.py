@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from configs.schema import RunConfig
 from configs.seeds import FIRST_DEMONSTRATION_SEED
+from envs.base import Failure
 from envs.demonstrations import demonstrate
 from envs.protocol import tags
 from envs.registry import make_env, make_script, source_folder
@@ -71,10 +72,22 @@ def _key(config: RunConfig) -> str:
         "max_model_len": config.model.max_model_len,
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
+    for path in config.env.files:
+        digest.update(_contents(Path(path).expanduser()))
     own = source_folder(config.env)
     for source in [*sorted(own.glob("*.py")), *(SOURCES / name for name in SHARED_SOURCES)]:
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _contents(path: Path) -> bytes:
+    """A digest of what a file, or all files of a folder, hold; of an id that is no path nothing is known."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.digest()
 
 
 def _warm_up(config: RunConfig, folder: Path, say: Callable[[str], None]) -> None:
@@ -88,7 +101,7 @@ def _warm_up(config: RunConfig, folder: Path, say: Callable[[str], None]) -> Non
     try:
         conversations = [demonstrate(env, script, seed, settings.skill) for seed in seeds]
         report = make_policy(conversations, settings, tags(config.env), config.model.max_model_len, folder)
-    except ValueError as error:
+    except (ValueError, Failure) as error:
         raise PolicyError(f"model.warmup: {error}") from error
     say(
         f"made {folder} in {report.seconds:.0f} s: {report.parameters / 1e6:.2f} M parameters, "

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from actors.rollout_actor import Receipt
 from envs.trajectory import GroupStats
 
-
 SUMMED = ("solutions", "solved", "failed_episodes", "distinct_answers", "distinct_solutions", "reward_sum")
 
 

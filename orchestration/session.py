@@ -126,7 +126,7 @@ async def _run(config: RunConfig, folder: RunFolder, processes: Processes, conso
     low, high = summary.success_gain_ci95
     console.say(
         f"success {before.success:.3f} -> {after.success:.3f}: gain {after.success - before.success:+.3f} "
-        f"(95 % interval {low:+.3f} to {high:+.3f}) on {config.eval.episodes} held-out episodes"
+        f"(95 % interval {low:+.3f} to {high:+.3f}) on {len(after.by_episode)} held-out episodes"
     )
     console.say(f"report: {write_report(folder.path)}")
 
@@ -140,7 +140,9 @@ async def _first_evaluation(config: RunConfig, processes: Processes, console: Co
     await _actors_ready(config, processes.actors)
     console.say(f"{len(processes.actors)} rollout actors are up; evaluating the policy as it came")
     before = await evaluate(config, processes.actors)
-    console.say(f"success before training: {before.success:.3f} on {config.eval.episodes} held-out episodes")
+    console.say(f"success before training: {before.success:.3f} on {len(before.by_episode)} held-out episodes")
+    if before.unjudged:
+        console.say(f"warning: {before.unjudged} held-out episodes could not be judged: {before.cause}")
     return before
 
 

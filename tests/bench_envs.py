@@ -109,17 +109,6 @@ def reset_once(env: TextEnv, seed: int) -> tuple[int, float]:
     return 1, time.perf_counter() - began
 
 
-def made(case: Case) -> TextEnv | None:
-    """The environment of a case; None where its module is not there."""
-    entry = ENTRIES[case.env]
-    try:
-        return entry.env(entry.settings.model_validate(case.fields))
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{entry.module}.env".startswith(error.name):
-            raise
-        return None
-
-
 def against(figure: float, goal: int | None) -> str:
     """A figure, and whether it reaches its goal."""
     verdict = "" if goal is None else f"{'PASS' if figure >= goal else 'missed'} ({goal:,})"
@@ -133,11 +122,8 @@ def main() -> None:
     print(f"{'one core':24}{'steps/s':>12} {'goal':16}{'episodes/s':>12} goal")
     figures: dict[str, dict[str, float]] = {}
     for case in CASES:
-        env = made(case)
-        if env is None:
-            print(f"{case.name:24}skipped: there is no {ENTRIES[case.env].module}.env")
-            continue
-        found = measured(env)
+        entry = ENTRIES[case.env]
+        found = measured(entry.env(entry.settings.model_validate(case.fields)))
         figures[case.name] = asdict(found)
         steps = against(found.steps_per_s, case.steps_goal)
         print(f"{case.name:24}{steps}{against(found.episodes_per_s, case.episodes_goal)}".rstrip(), flush=True)

@@ -168,6 +168,7 @@ class ScriptedEnv(TextEnv):
     def __init__(self, released: threading.Event | None = None, max_turns: int = 5) -> None:
         super().__init__(TurnSettings(max_turns=max_turns))
         self._released = released or threading.Event()
+        self.closing = 0.0
         self._said: list[str] = []
 
     @property
@@ -204,12 +205,15 @@ class ScriptedEnv(TextEnv):
         truncated = len(self._said) >= self.settings.max_turns
         return f"Turn {len(self._said)}.", reward, word in ("lose", "win"), truncated, {"outcome": outcome}
 
+    def cut(self) -> float:
+        return self.closing
+
     def _unused(self, *_: Any) -> Any:
         raise NotImplementedError
 
     # What the base class's own `step` would ask for, and what rollouts never do.
     _act: Any = _unused
-    _state_text = _ending = render = ceiling = oracle = optimal_length = _unused
+    _state_text = _ending = render = _ceiling = _oracle = _optimal_length = _unused
     random_answer: Any = _unused
     solved = property(_unused)
 

@@ -27,6 +27,8 @@ OPERATOR = re.compile(
     r"[+*/×÷−·]|(?<![a-z])-|-(?![a-z])|\b(?:plus|add|minus|subtract|times|multiply|divided by|divide)\b",
     re.IGNORECASE | re.ASCII,
 )
+# As in `- plan * then +`: the sign of a list.
+BULLET = re.compile(r"^[ \t]*[-+*·−][ \t]*(?=plan\b)", re.IGNORECASE | re.ASCII | re.MULTILINE)
 WORDS = {
     **dict.fromkeys(("plus", "add"), "+"),
     **dict.fromkeys(("minus", "subtract"), "-"),
@@ -93,7 +95,7 @@ class Countdown(TextEnv):
     def sketch_key(self, sketch: str) -> str | None:
         """The operators of a plan, such as `*+`; None unless there is one fewer than numbers."""
         found = []
-        for match in OPERATOR.finditer(sketch):
+        for match in OPERATOR.finditer(BULLET.sub("", sketch)):
             word = match[0].lower()
             found.append(WORDS.get(word) or word.translate(SIGNS))
             if len(found) > self._steps:
@@ -139,18 +141,15 @@ class Countdown(TextEnv):
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
-    def ceiling(self) -> float:
-        """Exact: whether some formula reaches the target (`search.solution`) and there is room for it."""
-        room = self.turns < self.settings.max_turns and len(self.done) < self.settings.max_actions
-        return float(self.solved or (room and self._solution() is not None))
+    def _ceiling(self) -> float:
+        """Exact: whether some formula reaches the target (`search.solution`)."""
+        return float(self._solution() is not None)
 
-    def oracle(self) -> str | None:
+    def _oracle(self) -> str | None:
         found = self._solution()
-        return formula_text(found) if found is not None and self.ceiling() else None
+        return None if found is None else formula_text(found)
 
-    def optimal_length(self) -> int | None:
-        if self.solved:
-            return 0
+    def _optimal_length(self) -> int | None:
         return None if self._solution() is None else 1
 
     def _solution(self) -> Formula | None:

@@ -6,6 +6,7 @@ Reading never raises anything but Unreadable, takes time linear in the text, and
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -185,7 +186,7 @@ def _part(formula: Formula) -> str:
 
 # --- canonical form --------------------------------------------------------------------------------------------------
 
-# Sign and text of each term of a sum, sorted.
+# Text and sign of each term of a sum, sorted; the sign is 0 where both signs make the same, as of 3*(7-7).
 Terms: TypeAlias = list[tuple[str, int]]
 
 
@@ -233,8 +234,17 @@ def _gather_factors(formula: Formula, above: list[str], below: list[str]) -> int
 
 
 def _unsigned(terms: Terms) -> tuple[int, str]:
-    """A sum as sign and text, so that a-b and b-a have the same text: its last term counts as positive."""
-    sign = terms[-1][1]
+    """A sum as sign and text, so that a-b and b-a have the same text: the last term that is left counts as positive.
+
+    Terms that cancel each other, as in a+b-b, say nothing of the sign; where no other is left it is 0.
+    """
+    net: Counter[str] = Counter()
+    for text, own in terms:
+        net[text] += own
+    last = next((net[text] for text, _ in reversed(terms) if net[text]), 0)
+    if not last:
+        return 0, _sum_text(terms)
+    sign = 1 if last > 0 else -1
     return sign, _sum_text([(text, sign * own) for text, own in terms])
 
 
@@ -247,6 +257,6 @@ def _product_text(above: list[str], below: list[str]) -> str:
 
 def _sum_text(terms: Terms) -> str:
     """Positive terms first."""
-    positive = [text for text, sign in terms if sign > 0]
+    positive = [text for text, sign in terms if sign >= 0]
     negative = [text for text, sign in terms if sign < 0]
     return "+".join(positive) + "".join(f"-{text}" for text in negative)

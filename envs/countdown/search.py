@@ -56,6 +56,7 @@ class Search:
         self._found: dict[tuple[int, Value], Plans] = {}
 
     def plans(self, part: int, target: Value) -> Plans:
+        """For every plan by which the numbers of a part reach the target, one formula."""
         # Zero times anything is zero: only a table knows all of anything.
         if part.bit_count() <= self._tabled or not target:
             return self.table(part).get(target, {})

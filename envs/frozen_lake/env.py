@@ -7,12 +7,13 @@ episode's seed and can be solved, but for slips, within the turns and actions an
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
 from configs.environments import FrozenLakeSettings
 from envs.base import BadEnvironment, TextEnv
-from envs.frozen_lake.lake import NAMES, Cell, Lake, Limits, best_play, slipped
+from envs.frozen_lake.lake import NAMES, BestPlay, Cell, Lake, best_play, slipped
 from envs.protocol import Unreadable, form
 
 LEGAL = {name.lower(): name for name in NAMES}
@@ -21,6 +22,8 @@ WAY_POINT = re.compile(r"\br(?:ow)?\s*(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s*(\d{1,4
 # A goal next to the start teaches nothing.
 SHORTEST_ROUTE = 2
 MOST_DRAWS = 2000
+# Of a turn on a slippery lake: with more, the best play that tries this many is a lower bound.
+MOST_MOVES_TRIED = 6
 
 
 class FrozenLake(TextEnv):
@@ -28,6 +31,10 @@ class FrozenLake(TextEnv):
 
     settings: FrozenLakeSettings
     state: Lake
+
+    def __init__(self, settings: FrozenLakeSettings) -> None:
+        super().__init__(settings)
+        self.ceiling_is_exact = not settings.slip or settings.actions_per_turn <= MOST_MOVES_TRIED
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -78,7 +85,7 @@ class FrozenLake(TextEnv):
         )
 
     def _ending(self) -> str:
-        return "You reached G." if self.solved else "You fell." if self.lost else "No turns left."
+        return "You reached G." if self.solved else "You fell." if self.lost else "No turns or actions left."
 
     # --- episode -----------------------------------------------------------------------------------------------------
 
@@ -108,8 +115,10 @@ class FrozenLake(TextEnv):
         went = name
         if self.settings.slip and self.np_random.random() < self.settings.slip:
             went = slipped(name, 1 if self.np_random.random() < 0.5 else -1)
-        self.state = self.state.moved(went)
-        return name[0], float(self.solved)
+        before = self.state
+        self.state = before.moved(went)
+        # A move against the edge is an action, but makes no other way.
+        return name[0] if self.state != before else "", float(self.solved)
 
     @property
     def solved(self) -> bool:
@@ -124,31 +133,35 @@ class FrozenLake(TextEnv):
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
-    def _limits(self) -> Limits:
-        settings = self.settings
-        left = (settings.max_turns - self.turns, settings.max_actions - len(self.done))
-        return Limits(*left, settings.actions_per_turn)
+    @property
+    def _best(self) -> BestPlay:
+        settings, lake = self.settings, replace(self.state, player=self.state.goal)
+        width = min(settings.actions_per_turn, MOST_MOVES_TRIED)
+        limit = min(settings.max_actions, settings.max_turns * width)
+        return best_play(lake, settings.slip, settings.max_turns, limit, width)
 
-    def ceiling(self) -> float:
-        """Exact: a dynamic programme over cells, turns and actions (`best_play`)."""
-        if self.lost:
-            return 0.0
-        if not self.settings.slip:
-            length, limits = self.optimal_length(), self._limits()
-            return float(length is not None and length <= min(limits.actions, limits.turns * limits.actions_per_turn))
-        return best_play(self.state, self.settings.slip, self._limits())[0]
+    @property
+    def _room(self) -> tuple[int, int]:
+        """Turns and actions left, as far as the best play needs them."""
+        turns = self.settings.max_turns - self.turns
+        return turns, min(self.actions_left, turns * MOST_MOVES_TRIED)
 
-    def oracle(self) -> str | None:
-        if not self.ceiling():
-            return None
+    def _ceiling(self) -> float:
+        """By a dynamic programme over cells, turns and actions (`BestPlay`) where moves slip."""
         if self.settings.slip:
-            moves = best_play(self.state, self.settings.slip, self._limits())[1]
-        else:
-            route = self.state.route(self.state.player, self.state.goal) or []
-            moves = route[: self.settings.actions_per_turn]
-        return " || ".join(moves)
+            return self._best.chance(self.state.player, *self._room)
+        length = self._optimal_length()
+        return float(length is not None and length <= self.actions_left)
 
-    def optimal_length(self) -> int | None:
+    def _oracle(self) -> str | None:
+        if self.settings.slip:
+            return " || ".join(self._best.moves(self.state.player, *self._room)) or None
+        route = self.state.route(self.state.player, self.state.goal)
+        if route is None or len(route) > self.actions_left:
+            return None
+        return " || ".join(route[: self.settings.actions_per_turn])
+
+    def _optimal_length(self) -> int | None:
         route = self.state.route(self.state.player, self.state.goal)
         return None if route is None else len(route)
 
@@ -157,4 +170,5 @@ class FrozenLake(TextEnv):
 
 
 def place(cell: Cell) -> str:
+    """Such as `r1c2`, counted from 1."""
     return f"r{cell[0] + 1}c{cell[1] + 1}"

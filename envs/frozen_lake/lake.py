@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ Steps = npt.NDArray[np.int64]
 # Clockwise from left: a slip goes to a neighbour in this order, and ties go to the earlier move.
 MOVES: dict[str, Cell] = {"Left": (0, -1), "Up": (-1, 0), "Right": (0, 1), "Down": (1, 0)}
 NAMES = tuple(MOVES)
+# Chances that differ by less are equal.
+TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Lake:
         return (row, column) if 0 <= row < self.size and 0 <= column < self.size else cell
 
     def moved(self, name: str) -> Lake:
+        """After a move that does not slip."""
         return Lake(self.size, self.holes, self.goal, self.beside(self.player, name))
 
     def route(self, start: Cell, end: Cell, avoid: frozenset[Cell] = frozenset()) -> list[str] | None:
@@ -70,40 +74,68 @@ class Lake:
         return None if before is None or after is None else before + after
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is left of an episode."""
-
-    turns: int
-    actions: int
-    actions_per_turn: int
-
-
 def slipped(name: str, turn: int) -> str:
     """The move beside `name`: clockwise for 1, the other way for -1."""
     return NAMES[(NAMES.index(name) + turn) % len(NAMES)]
 
 
-def best_play(lake: Lake, slip: float, limits: Limits) -> tuple[float, list[str]]:
-    """The best chance to reach the goal, and the moves of the next turn that lead to it; exact.
+class BestPlay:
+    """The best chances to reach the goal of a slippery lake, from every cell, with every number of turns and actions.
 
     The moves of a turn are fixed before any of them is made, so a turn is a sequence tried over the chances of where
     each slip leads, and turns are a dynamic programme: V(turns, actions, cell) = max over sequences w of at most
-    actions_per_turn moves of E[V(turns - 1, actions - |w|, cell after w)], with 1 on the goal and 0 in a hole.
+    `width` moves of E[V(turns - 1, actions - |w|, cell after w)], with 1 on the goal and 0 in a hole. Exact.
     """
-    goal_only = np.zeros(lake.size**2)
-    goal_only[_number(lake, lake.goal)] = 1.0
-    steps = _steps(lake)
-    values = {(0, actions): goal_only for actions in range(limits.actions + 1)}
-    for turns in range(1, limits.turns + 1):
-        for actions in range(limits.actions + 1):
-            # Playing no move is never better than what one turn less is worth: V(turns - 1, actions).
-            values[turns, actions] = np.maximum(
-                values[turns - 1, actions], _best_turn(values, turns, actions, steps, slip, limits.actions_per_turn)
-            )
-    here = _number(lake, lake.player)
-    best = float(values[limits.turns, limits.actions][here])
-    return best, _first_turn(values, limits, steps, slip, here) if best > 0 else []
+
+    def __init__(self, lake: Lake, slip: float, turns: int, actions: int, width: int) -> None:
+        self._lake, self._slip, self._width = lake, slip, width
+        self._steps = _steps(lake)
+        goal_only = np.zeros(lake.size**2)
+        goal_only[_number(lake, lake.goal)] = 1.0
+        self._values = {(0, left): goal_only for left in range(actions + 1)}
+        for turn in range(1, turns + 1):
+            for left in range(actions + 1):
+                # Playing no move is never better than what one turn less is worth.
+                self._values[turn, left] = np.maximum(self._values[turn - 1, left], self._best_turn(turn, left))
+
+    def chance(self, cell: Cell, turns: int, actions: int) -> float:
+        """The best chance from a cell."""
+        return float(self._values[turns, actions][_number(self._lake, cell)])
+
+    def moves(self, cell: Cell, turns: int, actions: int) -> list[str]:
+        """The shortest moves of one turn from a cell, neither goal nor hole, that keep that chance; [] without one."""
+        wanted, here = self.chance(cell, turns, actions), _number(self._lake, cell)
+        if not wanted:
+            return []
+        for length in range(1, min(self._width, actions) + 1):
+            worth = self._sequences(turns, actions, length)[:, here]
+            number = int(worth.argmax())
+            if worth[number] >= wanted - TINY:
+                return [NAMES[number // 4 ** (length - 1 - i) % 4] for i in range(length)]
+        return self.moves(cell, turns - 1, actions)
+
+    def _best_turn(self, turns: int, actions: int) -> Values:
+        """(cells,) the best that one turn of 1 to `width` moves comes to, with turns - 1 after it."""
+        best = np.zeros(self._steps.shape[1])
+        for length in range(1, min(self._width, actions) + 1):
+            best = np.maximum(best, self._sequences(turns, actions, length).max(axis=0))
+        return best
+
+    def _sequences(self, turns: int, actions: int, length: int) -> Values:
+        """(4^length, cells) what each sequence of moves is worth from each cell; its digits in base 4 are the moves."""
+        sequences = self._values[turns - 1, actions - length][None]
+        for _ in range(length):
+            sequences = _backed_up(sequences, self._steps, self._slip)
+        return sequences
+
+
+@lru_cache(maxsize=16)
+def best_play(lake: Lake, slip: float, turns: int, actions: int, width: int) -> BestPlay:
+    """Kept, since all turns of an episode ask one table: give the lake with the player on its goal.
+
+    width: most moves of a turn; time and memory grow with 4^width times the cells.
+    """
+    return BestPlay(lake, slip, turns, actions, width)
 
 
 def _number(lake: Lake, cell: Cell) -> int:
@@ -126,37 +158,3 @@ def _backed_up(after: Values, steps: Steps, slip: float) -> Values:
     straight = (1 - slip) * reached
     aside = slip / 2 * (np.roll(reached, 1, axis=1) + np.roll(reached, -1, axis=1))
     return np.moveaxis(straight + aside, 1, 0).reshape(-1, after.shape[1])
-
-
-def _best_turn(
-    values: dict[tuple[int, int], Values],
-    turns: int,
-    actions: int,
-    steps: Steps,
-    slip: float,
-    most: int,
-) -> Values:
-    """(cells,) the best that one turn of 1 to `most` moves comes to, with turns - 1 after it."""
-    best = np.zeros(steps.shape[1])
-    for length in range(1, min(most, actions) + 1):
-        sequences = values[turns - 1, actions - length][None]
-        for _ in range(length):
-            sequences = _backed_up(sequences, steps, slip)
-        best = np.maximum(best, sequences.max(axis=0))
-    return best
-
-
-def _first_turn(
-    values: dict[tuple[int, int], Values], limits: Limits, steps: Steps, slip: float, here: int
-) -> list[str]:
-    """The shortest sequence of moves from `here` that is worth as much as the best."""
-    wanted = values[limits.turns, limits.actions][here]
-    for length in range(1, min(limits.actions_per_turn, limits.actions) + 1):
-        sequences = values[limits.turns - 1, limits.actions - length][None]
-        for _ in range(length):
-            sequences = _backed_up(sequences, steps, slip)
-        number = int(sequences[:, here].argmax())
-        if sequences[number, here] >= wanted - 1e-12:
-            digits = [number // 4 ** (length - 1 - i) % 4 for i in range(length)]
-            return [NAMES[digit] for digit in digits]
-    raise AssertionError("the best turn is one of those that were tried")

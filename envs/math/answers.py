@@ -49,12 +49,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(field: str) -> str:
-    r"""The answer in a record's field: after the last `####`, without commas; else the last `\boxed`; else all of it.
+    r"""The answer in a record's field: after the last `####`; else the last `\boxed`; else all of it.
 
     It can be empty.
     """
     if "####" in field:
-        return field.rpartition("####")[2].replace(",", "").strip()
+        return field.rpartition("####")[2].strip()
     boxed = last_boxed(field)
     return (field if boxed is None else boxed).strip()
 

@@ -118,14 +118,14 @@ class Math(TextEnv):
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
-    def ceiling(self) -> float:
+    def _ceiling(self) -> float:
         """1 while there is room for an answer: every question has its reference answer."""
         return float(self.solved or not self._is_over())
 
-    def oracle(self) -> str | None:
+    def _oracle(self) -> str | None:
         return self.state.record.answer if self.ceiling() else None
 
-    def optimal_length(self) -> int:
+    def _optimal_length(self) -> int:
         return 0 if self.solved else 1
 
     def random_answer(self, rng: np.random.Generator) -> str:

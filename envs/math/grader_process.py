@@ -1,8 +1,8 @@
 r"""The process that compares answers with math-verify: `python -m envs.math.grader_process MEMORY_MIB`.
 
 One JSON object a line. It says {"ready": true} once, then for each {"id", "reference", "answer", "limit_s"} on its
-standard input {"id", "equal"}, or {"id", "failure"} when memory ran out. A failure, and a reply with "last": true, are
-the last it says: it has become large. It also ends with its input. What the library cannot read equals nothing.
+standard input {"id", "equal", "last"}, or {"id", "failure", "last"} when memory may have run out. After "last": true,
+as it has become large, and with its input it ends. What the library cannot read equals nothing.
 
 It holds nothing but the library, so that it starts fast and can be killed at any moment. Its own limits hold even when
 nobody is left to kill it.
@@ -23,10 +23,11 @@ from typing import Any, BinaryIO
 LONGEST_LINE = 65536
 # Beyond the limit of whoever asks, who has to be the first to give up and to say so.
 ALARM_DELAY_S = 1.0
-# The library swallows MemoryError: a peak this near the limit counts as having met it.
-NEAR_LIMIT = 0.9
-# So that it is the answer, and not those before it, that meets the limit.
-LARGE = 0.5
+# The library swallows MemoryError and says "not equal". What fails is one large step (a number squared, a list doubled):
+# above this share of the allowance a step can have failed. An ordinary comparison takes a few MiB.
+DOUBTFUL = 0.25
+# So that it is the answer, and not those before it, that gets there.
+LARGE = 0.125
 
 Judge = Callable[[str, str], bool]
 
@@ -46,8 +47,9 @@ def main(memory_mib: int) -> None:
     while line := sys.stdin.buffer.readline(LONGEST_LINE):
         reply = _answer(json.loads(line), judge)
         used = (memory_bytes("VmPeak") - before) / (limit - before)
-        if used > NEAR_LIMIT:
-            reply = {"id": reply["id"], "failure": f"took more than {memory_mib} MiB (env.grade_memory_mib)"}
+        if used > DOUBTFUL and reply.get("equal") is False:
+            cause = f"came near the memory limit of {memory_mib} MiB (env.grade_memory_mib)"
+            reply = {"id": reply["id"], "failure": cause}
         _send(replies, reply | {"last": used > LARGE})
         if used > LARGE:
             return

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 SLASH = " / "
 # 16 letters times 4 vowels: a stem for each of the 64 names that a level may have.
@@ -17,6 +19,8 @@ _LETTERS, _VOWELS = "BDFGHKLMNPRSTVWZ", "aeio"
 _ENDINGS = ("dorn", "veth", "lusk", "nard", "bex", "mip")
 _LETTERS_A_LEVEL = 5
 _MAPS_KEPT = 256
+# Of all maps together: about 150 MB.
+_TARGETS_KEPT = 10**6
 
 Path = tuple[str, ...]
 
@@ -41,6 +45,7 @@ class Fork:
 
     @property
     def paths(self) -> int:
+        """How many paths go on from here."""
         return self.ends[-1]
 
     def path(self, number: int) -> Path:
@@ -80,6 +85,7 @@ class Atlas:
 
     @property
     def paths(self) -> int:
+        """How many paths there are."""
         return self.first.paths
 
     def walked(self, names: Iterable[str]) -> tuple[Path, Fork | None]:
@@ -127,9 +133,40 @@ class Targets:
     all: frozenset[str]
 
 
-@lru_cache(maxsize=_MAPS_KEPT)
+class _Kept:
+    """Targets of the maps asked for last: up to _MAPS_KEPT maps and _TARGETS_KEPT targets, one map at least."""
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[tuple[Atlas, int, int], Targets] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, atlas: Atlas, map_number: int, count: int) -> Targets:
+        key = atlas, map_number, count
+        with self._lock:
+            if key in self._maps:
+                self._maps.move_to_end(key)
+                return self._maps[key]
+        # Not in the lock: who wants another map need not wait, and two that want the same one draw the same.
+        found = _drawn(atlas, map_number, count)
+        with self._lock:
+            self._maps[key] = found
+            while len(self._maps) > 1 and self._is_too_much():
+                self._maps.popitem(last=False)
+        return found
+
+    def _is_too_much(self) -> bool:
+        return len(self._maps) > _MAPS_KEPT or sum(len(kept.drawn) for kept in self._maps.values()) > _TARGETS_KEPT
+
+
+_KEPT = _Kept()
+
+
 def hidden_targets(atlas: Atlas, map_number: int, count: int) -> Targets:
     """The targets of a map: a pure function of the map's number, the atlas's paths and the count (at most `paths`)."""
+    return _KEPT.get(atlas, map_number, count)
+
+
+def _drawn(atlas: Atlas, map_number: int, count: int) -> Targets:
     texts = tuple(SLASH.join(atlas.first.path(number)) for number in draw(f"map {map_number}", atlas.paths, count))
     return Targets(texts, frozenset(texts))
 

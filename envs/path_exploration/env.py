@@ -99,7 +99,7 @@ class PathExploration(TextEnv):
         return f"\nStay\n{sketch}"
 
     def sketch_key(self, sketch: str) -> str | None:
-        """The region's names joined by `/`; names after the first that is unknown are left out."""
+        """The region's names joined by `/`; None where one of them is not known in its place."""
         region = read_region(sketch, self.atlas)
         return None if region is None else "/".join(region)
 
@@ -146,20 +146,21 @@ class PathExploration(TextEnv):
 
     @property
     def target_count(self) -> int:
+        """How many targets a map has."""
         return self.settings.targets
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
-    def ceiling(self) -> float:
+    def _ceiling(self) -> float:
         """Exact: whoever knows the targets finds one with any guess that is left."""
-        return float(self.solved or not self._is_over())
+        return 1.0
 
-    def oracle(self) -> str | None:
+    def _oracle(self) -> str:
         """A target; none of them can have been tried before, as the first would have ended the episode."""
-        return self.hidden.drawn[0] if self.ceiling() else None
+        return self.hidden.drawn[0]
 
-    def optimal_length(self) -> int | None:
-        return 0 if self.solved else 1
+    def _optimal_length(self) -> int:
+        return 1
 
     def random_answer(self, rng: np.random.Generator) -> str:
         paths = rng.integers(self.atlas.paths, size=self.settings.actions_per_turn)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from envs.base import BadEnvironment
@@ -17,26 +18,31 @@ from envs.path_exploration.atlas import Atlas, Fork, folded, fork, of_levels
 from envs.path_exploration.reading import SEPARATORS
 from envs.protocol import SEPARATOR, shown
 
-MOST_BYTES = 50 * 10**6
+# The objects of a file are all built before any of them is counted, and take many times its bytes.
+MOST_BYTES = 10**7
 MOST_NAMES = 10**6
 MOST_LEVELS = 16
 MOST_PATHS = 10**18
 LONGEST_NAME = 64
 _KINDS = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", type(None): "null"}
+# Threads that make environments at once read the file once.
+_READING = Lock()
 
 
 def read_names(path: str) -> Atlas:
     """The atlas of a file; read once a process as long as the file does not change. Raises BadEnvironment."""
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         facts = file.stat()
         is_file = file.is_file()
-    except (OSError, ValueError) as error:
+    # RuntimeError: nobody has the home that `~name` stands for.
+    except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadEnvironment(f"env.names: {path}: {reason}: name a JSON file") from error
     if not is_file:
         raise BadEnvironment(f"env.names: {path} is not a file: name a JSON file")
-    return _read(path, file, facts.st_mtime_ns, facts.st_size)
+    with _READING:
+        return _read(path, file, facts.st_mtime_ns, facts.st_size)
 
 
 @lru_cache(maxsize=8)

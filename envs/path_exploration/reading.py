@@ -20,17 +20,18 @@ def split_path(text: str, depth: int) -> list[str] | None:
 
 
 def read_region(text: str, atlas: Atlas) -> Path | None:
-    """The region that a sketch such as `in Alba / Birken` names: the longest start of a path that is known.
+    """The region that a sketch such as `in Alba / Birken` names: the start of a path.
 
-    Words around the names do not matter. None if no name of the first level comes first.
+    Words around the names do not matter. None where a name is not known in its place: cut short there, the region would
+    be another one than was meant.
     """
     region: Path = ()
-    for piece in SEPARATORS.split(text[:_LONGEST_SKETCH], maxsplit=atlas.depth)[: atlas.depth]:
+    for piece in SEPARATORS.split(text[:_LONGEST_SKETCH], maxsplit=atlas.depth):
         longer = _extended(region, piece, atlas)
         if longer is None:
-            break
+            return None
         region = longer
-    return region or None
+    return region
 
 
 def _extended(region: Path, piece: str, atlas: Atlas) -> Path | None:

@@ -20,6 +20,8 @@ MOST_TRIES = 16
 
 
 class PathExplorationScript(Script[PathExploration]):
+    """Careful plain play guesses targets, careless play misses; guided play stays in the region of its sketch."""
+
     def sketches(self, env: PathExploration) -> list[str]:
         """Regions of all names but the last: those with targets, and half as many without, the same for one map."""
         return list(_regions(env.atlas, env.state.map_number, env.target_count))

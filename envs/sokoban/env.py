@@ -21,8 +21,10 @@ from envs.sokoban.rooms import MOST_DRAWS, Plan, draw_board
 from envs.sokoban.search import Found, Solver
 
 LEGAL = {name.lower(): name for name in NAMES}
+# A cell, and its direction where there is one behind it: a cell without one makes a sketch unreadable, not shorter.
 PUSH = re.compile(
-    r"\br(?:ow)?\s{0,3}(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s{0,3}(\d{1,4})\W{1,3}(left|up|right|down)\b",
+    r"\br(?:ow)?\s{0,3}(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s{0,3}(\d{1,4})"
+    r"(?:\W{1,3}(?:to\s{1,3})?(?:the\s{1,3})?(left|up|right|down)\b)?",
     re.IGNORECASE | re.ASCII,
 )
 VERB = re.compile("push", re.IGNORECASE | re.ASCII)
@@ -33,9 +35,10 @@ MOST_PUSHES = 8
 class Sokoban(TextEnv):
     """Rewards: one a move, one a box moved onto a target (taken back when it leaves it), one when all are.
 
-    A sketch is an order of pushes. The ceiling is exact unless the search gave up (`ceiling_is_exact`): then it is 1
-    where a solution is known from how the room was made, else 0, and `optimal_length` is the length of that solution,
-    else a number of moves that no solution is below.
+    A sketch is an order of pushes, and so is the canonical answer of an episode: walks and bumps make no other solution
+    of it. Where the search gives up the ceiling is 1 if a solution is known from how the room was made, else 0
+    (`ceiling_is_exact` is False), and `optimal_length` is the length of that solution, else a number of moves that no
+    solution is below.
     """
 
     settings: SokobanSettings
@@ -72,10 +75,10 @@ class Sokoban(TextEnv):
         if not pushes:
             return None
         columns = self._size()[1]
-        return "; ".join(f"{cell // columns + 1},{cell % columns + 1} {name}" for cell, name in pushes)
+        return "; ".join(_written(cell, name, columns) for cell, name in pushes)
 
     def pushes_of(self, sketch: str) -> list[Push] | None:
-        """The first pushes of a sketch, at most MOST_PUSHES; None if one is off the board."""
+        """The first pushes of a sketch, at most MOST_PUSHES; None if one is off the board or has no direction."""
         text = sketch[:MAX_TEXT]
         verb = VERB.search(text)
         if verb is None:
@@ -84,7 +87,7 @@ class Sokoban(TextEnv):
         pushes = []
         for found in islice(PUSH.finditer(text, verb.end()), MOST_PUSHES):
             row, column = int(found[1]), int(found[2])
-            if not (1 <= row <= rows and 1 <= column <= columns):
+            if not (found[3] and 1 <= row <= rows and 1 <= column <= columns):
                 return None
             pushes.append(((row - 1) * columns + column - 1, LEGAL[found[3].lower()]))
         return pushes
@@ -116,6 +119,7 @@ class Sokoban(TextEnv):
         return f"{self.render()}\n{text}" if self.settings.show_board and self.turns else text
 
     def place(self, cell: int) -> str:
+        """A cell as the messages name it, such as `r2c3`."""
         row, column = divmod(cell, self.state.room.columns)
         return f"r{row + 1}c{column + 1}"
 
@@ -123,12 +127,11 @@ class Sokoban(TextEnv):
         return " ".join([self.place(cell) for cell in cells_of(mask)])
 
     def _ending(self) -> str:
-        return "All boxes are on targets." if self.solved else "No turns left."
+        return "All boxes are on targets." if self.solved else "No turns or actions left."
 
     # --- episode -----------------------------------------------------------------------------------------------------
 
     def _draw(self) -> Board:
-        self.ceiling_is_exact = True
         if self._levels:
             # Training seeds are even and held-out ones odd: both get to see every level.
             return self._levels[self.seed // 2 % len(self._levels)]
@@ -150,43 +153,53 @@ class Sokoban(TextEnv):
         before, after = self.state, self.state.moved(name)
         self.state = after
         reward = self.settings.move_reward
-        if after.boxes != before.boxes:
-            reward += self.settings.box_reward * (after.boxes_on_targets - before.boxes_on_targets)
-            reward += self.settings.solved_reward * after.solved
-        return name[0], reward
+        if after.boxes == before.boxes:
+            return name[0], reward
+        reward += self.settings.box_reward * (after.boxes_on_targets - before.boxes_on_targets)
+        reward += self.settings.solved_reward * after.solved
+        return _written(after.player, name, after.room.columns), reward
 
     @property
     def solved(self) -> bool:
         return self.state.solved
 
     def _answer(self) -> str:
-        return "".join(self.done)
+        # Of the forms in `done`, a letter is a move that pushed nothing.
+        return " ".join([made for made in self.done if len(made) > 1])
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
     @property
-    def moves_left(self) -> int:
-        settings = self.settings
-        in_turns = (settings.max_turns - self.turns) * settings.actions_per_turn
-        return min(settings.max_actions - len(self.done), in_turns)
+    def ceiling_is_exact(self) -> bool:  # type: ignore[override]
+        """Whether `ceiling` is: not if the search gave up and no solution within the limit is known either.
 
-    def _found(self, most: int | None) -> Found:
-        found = self.solver.solve(self.state, most)
-        self.ceiling_is_exact &= found.proven
-        return found
+        Says nothing about `optimal_length`.
+        """
+        if self._is_over():
+            return True
+        found = self._within_limit()
+        return found.proven or found.moves is not None
 
-    def ceiling(self) -> float:
-        return float(self._found(self.moves_left).moves is not None)
+    def _within_limit(self) -> Found:
+        return self.solver.solve(self.state, self.actions_left)
 
-    def oracle(self) -> str | None:
-        moves = self._found(self.moves_left).moves
+    def _ceiling(self) -> float:
+        return float(self._within_limit().moves is not None)
+
+    def _oracle(self) -> str | None:
+        moves = self._within_limit().moves
         return " || ".join(moves[: self.settings.actions_per_turn]) if moves else None
 
-    def optimal_length(self) -> int | None:
-        found = self._found(None)
+    def _optimal_length(self) -> int | None:
+        found = self.solver.solve(self.state)
         if found.moves is not None:
             return len(found.moves)
         return None if found.proven else found.least
 
     def random_answer(self, rng: np.random.Generator) -> str:
         return " || ".join(NAMES[i] for i in rng.integers(len(NAMES), size=self.settings.actions_per_turn))
+
+
+def _written(cell: int, name: str, columns: int) -> str:
+    """A push as it counts in keys and answers, such as `3,4 Left`."""
+    return f"{cell // columns + 1},{cell % columns + 1} {name}"

@@ -47,6 +47,7 @@ class Board:
 
     @property
     def solved(self) -> bool:
+        """Whether every box is on a target."""
         return self.boxes == self.room.targets
 
     @property
@@ -56,6 +57,7 @@ class Board:
 
     @property
     def boxes_on_targets(self) -> int:
+        """How many boxes are on targets."""
         return (self.boxes & self.room.targets).bit_count()
 
     def moved(self, name: str) -> Board:

@@ -7,10 +7,13 @@ levels. What the player cannot reach is drawn as wall; boxes there that are on t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from threading import Lock
 
 from envs.base import BadEnvironment
 from envs.sokoban.grid import Board, Room, spread
@@ -24,6 +27,10 @@ _KNOWN = frozenset("#@+$*." + _FLOOR)
 
 # Number, from 1, and text of a line.
 Line = tuple[int, str]
+# Path, time of the last change and size of a file.
+Stamp = tuple[str, int, int]
+
+_LOADING = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,43 +40,63 @@ class Source:
     path: str
 
     def bad(self, line: int, what: str) -> BadEnvironment:
-        return BadEnvironment(f"env.levels: {self.path}:{line}: {what}")
+        """The complaint about a line, counted from 1."""
+        return BadEnvironment(f"env.levels: {_shown(self.path)}:{line}: {what}")
 
 
 def load(path: str) -> tuple[Board, ...]:
-    """The levels of a file, or of a folder's files sorted by name. Raises BadEnvironment.
+    """The levels of a file, or of a folder's files sorted by name; `~` is the home folder. Raises BadEnvironment.
 
-    A file is read again only after it changed.
+    They are read once a process while no file changes: called for every episode, it only looks at the files' dates.
     """
-    found = Path(path)
     try:
-        files = _files(found) if found.is_dir() else [found]
-        return tuple(board for file in files for board in _file(str(file), *_stamp(file)))
-    except OSError as error:
-        raise BadEnvironment(f"env.levels: {path} cannot be read ({error.strerror}): name a file of levels") from None
+        stamps = _stamps(Path(path).expanduser())
+        with _LOADING:
+            return _loaded(stamps)
+    except BadEnvironment:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadEnvironment(f"env.levels: {_shown(path)} cannot be read ({why}): name a file of levels") from None
 
 
-def _files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS and file.is_file())
+def _stamps(path: Path) -> tuple[Stamp, ...]:
+    status = path.stat()
+    if S_ISREG(status.st_mode):
+        return (_stamp(str(path), status),)
+    if not S_ISDIR(status.st_mode):
+        raise BadEnvironment(f"env.levels: {_shown(path)} is neither a file nor a folder: name a file of levels")
+    with os.scandir(path) as entries:
+        files = [entry for entry in entries if Path(entry.name).suffix.lower() in ENDINGS and entry.is_file()]
     if not files:
-        raise BadEnvironment(f"env.levels: folder {folder} holds no file that ends in {', '.join(ENDINGS)}: add one")
-    return files
+        raise BadEnvironment(
+            f"env.levels: folder {_shown(path)} holds no file that ends in {', '.join(ENDINGS)}: add one"
+        )
+    return tuple(sorted(_stamp(file.path, file.stat()) for file in files))
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    """What changes when the file does."""
-    if file.exists() and not file.is_file():
-        raise BadEnvironment(f"env.levels: {file} is neither a file nor a folder: name a file of levels")
-    status = file.stat()
+def _stamp(path: str, status: os.stat_result) -> Stamp:
     if status.st_size > MOST_BYTES:
-        raise BadEnvironment(f"env.levels: {file} has more than {MOST_BYTES >> 20} MiB: split it, or name another file")
-    return status.st_mtime_ns, status.st_size
+        raise BadEnvironment(
+            f"env.levels: {_shown(path)} has more than {MOST_BYTES >> 20} MiB: split it, or name another file"
+        )
+    return path, status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=256)
-def _file(path: str, changed: int, size: int) -> tuple[Board, ...]:  # noqa: ARG001 - they tell versions apart
-    text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
-    return parse(text, path)
+@lru_cache(maxsize=8)
+def _loaded(files: tuple[Stamp, ...]) -> tuple[Board, ...]:
+    """All levels in the order of the files; one entry a folder, whatever the number of its files."""
+    return tuple(board for path, _, _ in files for board in parse(_text(path), path))
+
+
+def _text(path: str) -> str:
+    return Path(path).read_bytes().decode("utf-8-sig", errors="replace")
+
+
+def _shown(path: str | Path) -> str:
+    """On one line, whatever is in it."""
+    name = str(path)
+    return name if name.isprintable() else ascii(name)
 
 
 def parse(text: str, path: str) -> tuple[Board, ...]:

@@ -36,6 +36,11 @@ class Run:
 
 
 class SokobanScript(Script[Sokoban]):
+    """Sketches are the first two pushes of solutions within the limit; a sketch is followed if there is a quick way.
+
+    Careful play without one is the shortest solution, and careless play where there is none.
+    """
+
     def sketches(self, env: Sokoban) -> list[str]:
         return ["push " + ", then ".join(f"{env.place(cell)} {name}" for cell, name in plan) for plan in plans(env)]
 
@@ -68,11 +73,11 @@ def solution(env: Sokoban, pushes: Pushes) -> tuple[str, ...] | None:
     Without pushes it is the oracle's.
     """
     if not pushes:
-        return env.solver.solve(env.state, env.moves_left).moves
+        return env.solver.solve(env.state, env.actions_left).moves
     before = env.state.moves_of(pushes)
     if before is None:
         return None
-    rest = search(_after(env.state, pushes), env.moves_left - len(before), NODES_A_TRY)
+    rest = search(_after(env.state, pushes), env.actions_left - len(before), NODES_A_TRY)
     return None if rest.moves is None else (*before, *rest.moves)
 
 

@@ -8,7 +8,7 @@ from which a lone box reaches no target are dead: no box is pushed there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from heapq import heappop, heappush
 
@@ -36,28 +36,38 @@ class Found:
 
 
 class Solver:
-    """Searches, and remembers the last search and the boards on the way it found: to follow a solution is cheap."""
+    """Searches, and remembers the last board's searches and the boards on a way it found: to follow that is cheap.
+
+    What a search proved holds for every equal board. What a board is known to be solved by is its own, and not kept.
+    """
 
     def __init__(self, most_nodes: int = MOST_NODES) -> None:
         self._most_nodes = most_nodes
         self._ways: dict[Board, tuple[str, ...]] = {}
-        self._last: tuple[Board, int | None, Found] | None = None
+        self._board: Board | None = None
+        self._founds: dict[int | None, Found] = {}
 
     def solve(self, board: Board, most: int | None = None) -> Found:
         """A solution of the fewest moves, if they are at most `most`; where search gives up, the board's known one."""
         way = self._ways.get(board)
         if way is not None:
             return _within(Found(way, True, len(way)), most)
-        if self._last is None or self._last[:2] != (board, most):
-            found = search(board, most, self._most_nodes)
-            self._last = (board, most, found)
+        if self._board != board:
+            self._board, self._founds = board, {}
+        if most not in self._founds:
+            found = self._founds[most] = search(board, most, self._most_nodes)
             if found.moves is not None and found.proven:
                 self._ways = _boards_on_the_way(board, found.moves)
-        return self._last[2]
+        found = self._founds[most]
+        return found if found.proven else replace(found, moves=_known(board, most))
 
 
 def _within(found: Found, most: int | None) -> Found:
     return found if most is None or found.least <= most else Found(None, True, found.least)
+
+
+def _known(board: Board, most: int | None) -> tuple[str, ...] | None:
+    return board.known if board.known and (most is None or len(board.known) <= most) else None
 
 
 def _boards_on_the_way(board: Board, moves: tuple[str, ...]) -> dict[Board, tuple[str, ...]]:
@@ -105,7 +115,7 @@ class _Search:
             if not left:
                 return Found(self._moves(node), True, total)
             if len(closed) >= most_nodes:
-                return Found(self._known(), False, total)
+                return Found(_known(self._board, self._most), False, total)
             closed.add(node)
             self._expand(node, left)
         return Found(None, True, 0 if self._most is None else self._most + 1)
@@ -129,10 +139,6 @@ class _Search:
         moves = self._board.moves_of(pushes[::-1])
         assert moves is not None, "every push that was searched can be made"
         return tuple(moves)
-
-    def _known(self) -> tuple[str, ...] | None:
-        known = self._board.known
-        return known if known and (self._most is None or len(known) <= self._most) else None
 
 
 def next_pushes(room: Room, alive: int, boxes: int, player: int) -> Iterator[tuple[int, int, int, str]]:

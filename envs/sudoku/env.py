@@ -16,17 +16,17 @@ from configs.environments import SudokuSettings
 from envs.base import BadEnvironment, TextEnv
 from envs.protocol import Illegal, Unreadable, form
 from envs.sudoku.generator import draw_puzzle
-from envs.sudoku.grid import Board, Digits
+from envs.sudoku.grid import Board, Digits, candidates, shape
 
 # Blanks of any length are one blank before this reads a word, so that no run of them is tried in two ways.
 PLACEMENT = re.compile(r"r ?(\d{1,4}) ?c ?(\d{1,4})(?: ?= ?| )(\d{1,4})", re.IGNORECASE | re.ASCII)
-WHOLE_GRID = re.compile(r"[1-9\s|]+", re.ASCII)
+WHOLE_GRID = re.compile(r"[0-9\s|]+", re.ASCII)
 CELL = re.compile(r"\br(?:ow)?\s{0,3}(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s{0,3}(\d{1,4})", re.IGNORECASE | re.ASCII)
 
 BLANK = "0"
 # Later cells of a sketch say little of where to start.
 MOST_SKETCHED = 3
-# Three seconds of trying at worst.
+# Full grids that are tried before the settings are said to allow no puzzle.
 MOST_GRIDS = 200
 
 
@@ -48,9 +48,11 @@ class Sudoku(TextEnv):
         box = 2 if size == 4 else 3
         example = " || ".join(["r1c2=3", "r4c1=2"][:most])
         whole = " or the whole grid" if most >= settings.blanks else ""
+        seen = " Behind an empty cell: the digits in its row, column and box." if settings.show_seen else ""
         return (
             f"Fill every {BLANK} so that each row, column and {box}x{box} box holds 1 to {size} once. "
-            f"r1c2: row 1, column 2. Reply {form(settings, example)}, at most {most} a turn{whole}."
+            f"r1c2: row 1, column 2.{seen} Own digits can be replaced, given ones not. "
+            f"Reply {form(settings, example)}, at most {most} a turn{whole}."
         )
 
     def sketch_request(self, number: int) -> str:
@@ -76,8 +78,21 @@ class Sudoku(TextEnv):
         return grid_text(self.state.grid, self.settings.size)
 
     def _state_text(self) -> str:
+        board = self.state
+        if self.settings.show_seen and board.empty:
+            seen = ", ".join(f"{place(cell, board.size)} {digits_seen(board, cell)}" for cell in board.empty)
+            return f"{self._own_digits()}{seen}"
         # The first message has the grid already.
         return self.render() if self.turns else ""
+
+    def _own_digits(self) -> str:
+        """A line such as `own r1c3=2, r2c1=1` where one of them shows to be wrong, as nothing else tells of them."""
+        board = self.state
+        # Told in every message they would make a game a fifth longer, which a small context has no room for.
+        if not board.contradicts_itself:
+            return ""
+        own = [placement(cell, board.grid[cell], board.size) for cell in board.blanks if board.grid[cell]]
+        return f"own {', '.join(own)}\n"
 
     def _ending(self) -> str:
         return "Solved." if self.solved else "Not solved."
@@ -101,10 +116,15 @@ class Sudoku(TextEnv):
 
     def _words(self, answer: str) -> list[str] | None:
         words = super()._words(answer)
-        if words is None or len(words) > 1 or WHOLE_GRID.fullmatch(words[0]) is None:
-            return words
-        digits = [int(letter) for letter in words[0] if letter.isdecimal()]
-        return self._changes(digits) if len(digits) == len(self.state.grid) else words
+        digits = self._whole_grid(words[0]) if words is not None and len(words) == 1 else None
+        return words if digits is None or 0 in digits else self._changes(digits)
+
+    def _whole_grid(self, word: str) -> list[int] | None:
+        """The digits of a grid that is written out, 0 for a blank; None if it is none of this size."""
+        if WHOLE_GRID.fullmatch(word) is None:
+            return None
+        digits = [int(letter) for letter in word if letter.isdecimal()]
+        return digits if len(digits) == len(self.state.grid) else None
 
     def _changes(self, digits: list[int]) -> list[str]:
         """The placements a whole grid stands for; one against a given where it has any, so that nothing is placed."""
@@ -119,6 +139,8 @@ class Sudoku(TextEnv):
         size = self.settings.size
         found = PLACEMENT.fullmatch(" ".join(word.split()))
         if found is None:
+            if 0 in (self._whole_grid(word) or ()):
+                raise Unreadable(f"the grid has a {BLANK}: fill every cell.")
             raise Unreadable(f"an action is as r1c2=3, or an answer is all {size * size} digits.")
         row, column, digit = (int(number) for number in found.groups())
         cell = cell_at(row, column, size)
@@ -151,20 +173,18 @@ class Sudoku(TextEnv):
 
     # --- how well it can be played -----------------------------------------------------------------------------------
 
-    def ceiling(self) -> float:
+    def _ceiling(self) -> float:
         """1 or 0, exact: every cell without its right digit takes one action, and no more."""
-        settings = self.settings
-        left = min(settings.max_actions - len(self.done), (settings.max_turns - self.turns) * settings.actions_per_turn)
-        return float(len(self.state.unsolved) <= left)
+        return float(len(self.state.unsolved) <= self.actions_left)
 
-    def oracle(self) -> str | None:
-        if not self.ceiling():
+    def _oracle(self) -> str | None:
+        if not self._ceiling():
             return None
         board = self.state
         cells = board.unsolved[: self.settings.actions_per_turn]
         return " || ".join(placement(cell, board.solution[cell], board.size) for cell in cells)
 
-    def optimal_length(self) -> int:
+    def _optimal_length(self) -> int:
         return len(self.state.unsolved)
 
     def random_answer(self, rng: np.random.Generator) -> str:
@@ -184,7 +204,14 @@ def place(cell: int, size: int) -> str:
     return f"r{cell // size + 1}c{cell % size + 1}"
 
 
+def digits_seen(board: Board, cell: int) -> str:
+    """The digits, ascending, that its row, column and box hold; `-` where they hold none."""
+    options = candidates(shape(board.size), board.grid, cell)
+    return "".join(str(digit) for digit in range(1, board.size + 1) if digit not in options) or "-"
+
+
 def placement(cell: int, digit: int, size: int) -> str:
+    """Such as `r1c2=3`."""
     return f"{place(cell, size)}={digit}"
 
 

@@ -71,12 +71,22 @@ class Board:
 
     @property
     def empty(self) -> list[int]:
+        """Cells that hold no digit."""
         return [cell for cell, digit in enumerate(self.grid) if not digit]
 
     @property
     def unsolved(self) -> list[int]:
         """Cells that do not hold their right digit."""
         return [cell for cell, digit in enumerate(self.grid) if digit != self.solution[cell]]
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether some own digit shows to be wrong: a cell holds a digit it sees, or is empty and sees them all."""
+        for cell in self.blanks:
+            left = candidates(shape(self.size), self.grid, cell)
+            if not left or (self.grid[cell] and self.grid[cell] not in left):
+                return True
+        return False
 
     def clash(self, cell: int, digit: int) -> str | None:
         """Such as `row 1`: where the digit is given already, row before column before box; None if nowhere."""
@@ -91,4 +101,5 @@ class Board:
         return candidates(shape(self.size), self.givens, cell)
 
     def placed(self, cell: int, digit: int) -> Board:
+        """The board with a digit in a cell, whatever was there."""
         return replace(self, grid=(*self.grid[:cell], digit, *self.grid[cell + 1 :]))

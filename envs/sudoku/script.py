@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from envs.demonstrations import Script
-from envs.sudoku.env import Sudoku, grid_text, place, placement
+from envs.sudoku.env import Sudoku, digits_seen, grid_text, place, placement
 from envs.sudoku.grid import Board, candidates, shape
 
 MOST_SURE, MOST_UNSURE = 20, 10
@@ -21,6 +21,8 @@ PATIENCE = 3
 
 
 class SudokuScript(Script[Sudoku]):
+    """Careful play places right digits, with the reasons the grid gives; careless play any that no given forbids."""
+
     # Later ones change single digits of a grid that is full and wrong.
     careless_turns = 2
 
@@ -66,45 +68,53 @@ def _cells(env: Sudoku, sketch: str) -> list[int]:
 def _careful_turn(env: Sudoku, wanted: Sequence[int]) -> tuple[str, str]:
     """Thought and answer: what the shown grid tells, and more only as far as the turns after this one have no room."""
     board, settings = env.state, env.settings
-    room = min(settings.actions_per_turn, settings.max_actions - len(env.done))
-    later = max(min(settings.max_turns, PATIENCE) - env.turns - 1, 0) * settings.actions_per_turn
+    room = min(settings.actions_per_turn, env.actions_left)
+    turns = settings.max_turns if settings.show_seen else min(settings.max_turns, PATIENCE)
+    later = max(turns - env.turns - 1, 0) * settings.actions_per_turn
     due = min(room, len(board.empty) - later)
     thoughts: list[str] = []
     placed: list[int] = []
     while not placed or len(placed) < due:
         if placed:
             thoughts.append(grid_text(board.grid, board.size))
-        wave = _wave(board, wanted)[: room - len(placed)]
-        thoughts.append(", ".join(_reasons(board, cell) for cell in wave))
+        wave = _wave(board, wanted, settings.actions_per_turn == 1)[: room - len(placed)]
+        thoughts.append(", ".join(_reasons(board, cell, settings.show_seen) for cell in wave))
         for cell in wave:
             board = board.placed(cell, board.solution[cell])
         placed += wave
     return "\n".join(thoughts), " || ".join(placement(cell, board.grid[cell], board.size) for cell in placed)
 
 
-def _wave(board: Board, wanted: Sequence[int]) -> list[int]:
-    """Empty cells to fill by what the grid tells: those wanted, then all with one candidate, else one with fewest."""
+def _wave(board: Board, wanted: Sequence[int], one_by_one: bool) -> list[int]:
+    """Empty cells to fill by what the grid tells: those wanted, then all with one candidate, else one with fewest.
+
+    Played one by one, the last of them, even if it takes a guess: a habit that is easily copied, as it stands at the
+    end of the message, and that a good start mends.
+    """
     options = {cell: len(candidates(shape(board.size), board.grid, cell)) for cell in board.empty}
     first = [cell for cell in wanted if cell in options]
+    if one_by_one:
+        return [*first, *board.empty[::-1]]
     sure = [cell for cell, count in options.items() if count == 1 and cell not in first]
     return first + sure or [min(options, key=lambda cell: options[cell])]
 
 
-def _reasons(board: Board, cell: int) -> str:
-    """The digits a cell sees, next to what they leave for it."""
+def _reasons(board: Board, cell: int, told: bool) -> str:
+    """The digits a cell sees, next to what they leave for it; `told`: as the state tells them."""
     form = shape(board.size)
-    seen = ["".join(str(board.grid[o]) for o in form.units[unit] if board.grid[o]) for unit in form.units_of[cell]]
-    row, column, box = (digits or "-" for digits in seen)
+    in_units = ["".join(str(board.grid[o]) for o in form.units[unit] if board.grid[o]) for unit in form.units_of[cell]]
+    row, column, box = (digits or "-" for digits in in_units)
+    seen = digits_seen(board, cell) if told else f"row{row} col{column} box{box}"
     left = "".join(map(str, candidates(form, board.grid, cell)))
     digit = board.solution[cell]
     choice = f" try{digit}" if len(left) > 1 else ""
-    return f"{place(cell, board.size)} row{row} col{column} box{box} so{left}{choice}"
+    return f"{place(cell, board.size)} {seen} so{left}{choice}"
 
 
 def _careless_answer(env: Sudoku, wanted: Sequence[int], rng: np.random.Generator) -> str:
-    """Any digits that no given forbids: in the wanted cells, then row by row; in a full grid one digit anew."""
+    """Any digits that no given forbids: in the wanted cells, then the last ones; in a full grid one digit anew."""
     board = env.state
     first = [cell for cell in wanted if not board.grid[cell]]
-    cells = first + [cell for cell in board.empty if cell not in first] or [int(rng.choice(board.blanks))]
+    cells = first + [cell for cell in board.empty[::-1] if cell not in first] or [int(rng.choice(board.blanks))]
     guesses = [placement(cell, int(rng.choice(board.legal(cell))), board.size) for cell in cells]
     return " || ".join(guesses[: env.settings.actions_per_turn])

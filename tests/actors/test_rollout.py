@@ -98,6 +98,14 @@ async def test_a_full_context_ends_the_episode_as_it_stands(scene: Scene) -> Non
     assert trajectory.answer == "earn 0.25|earn 0.5"
 
 
+async def test_an_episode_cut_by_a_full_context_earns_what_its_end_does(scene: Scene) -> None:
+    env = ScriptedEnv()
+    env.closing = 0.5
+    policy = ScriptedPolicy(lambda context: "earn 0.25" if "earn" not in context else None)
+    trajectory = await play(scene, policy, lambda: env)
+    assert (trajectory.reward, trajectory.verdict) == (0.75, Verdict.WRONG)
+
+
 async def test_a_prompt_that_fills_the_context_leaves_no_answer(scene: Scene) -> None:
     trajectory = await play(scene, ScriptedPolicy(turns("win 1"), max_model_len=20))
     assert [s.role for s in trajectory.segments] == [Role.PROMPT]

@@ -64,6 +64,13 @@ def test_every_key_is_read_somewhere() -> None:
         ({"rollout": {"block_size": 16}}, ("rollout.block_size (16)", "rollout.gpus_per_actor")),
         ({"rollout": {"gpus_per_actor": 1}}, ("rollout.gpus_per_actor (1)", "deepspeed.gpus_per_rank (0)")),
         ({"rollout": {"tensor_parallel": 2}}, ("rollout.tensor_parallel (2)", "rollout.gpus_per_actor")),
+        (
+            {"env": {"name": "math", "data": "x.jsonl", "grade_timeout_s": 5}},
+            ("env.grade_timeout_s (5)", "rollout.env_timeout_s (10)"),
+        ),
+        ({"env": {"name": "countdown", "max_turns": 3}}, ("max_turns (3)", "max_actions (1)")),
+        ({"env": {"name": "frozen_lake", "actions_per_turn": 9}}, ("actions_per_turn (9)", "max_actions (6)")),
+        ({"env": {"name": "sudoku", "blanks": 12, "max_actions": 16, "size": 9, "max_turns": 0}}, ("max_turns",)),
         ({"sync": {"backend": "nccl"}}, ("sync.backend", "rollout.gpus_per_actor")),
         ({"model": {"warmup": {"hidden": 64, "heads": 4}}}, ("hidden (64)", "heads (4)")),
     ],

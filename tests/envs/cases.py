@@ -13,7 +13,10 @@ from envs.registry import ENTRIES, make_env
 # name of the case -> environment and fields
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "path_exploration": ("path_exploration", {}),
-    "path_exploration-guesses": ("path_exploration", {"max_turns": 4, "max_actions": 4, "maps": 3, "depth": 2, "targets": 5}),
+    "path_exploration-guesses": (
+        "path_exploration",
+        {"max_turns": 4, "max_actions": 4, "maps": 3, "depth": 2, "targets": 5},
+    ),
     "frozen_lake": ("frozen_lake", {}),
     "frozen_lake-slippery": ("frozen_lake", {"slip": 0.2, "actions_per_turn": 2, "size": 5}),
     "sokoban": ("sokoban", {}),
@@ -22,6 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "countdown-tries": ("countdown", {"least_numbers": 3, "most_numbers": 3, "max_turns": 4, "max_actions": 4}),
     "sudoku": ("sudoku", {}),
     "sudoku-9": ("sudoku", {"size": 9, "blanks": 30, "difficulty": "easy", "partial_credit": 0.5}),
+    "sudoku-seen": ("sudoku", {"show_seen": True, "max_turns": 4, "actions_per_turn": 8, "max_actions": 16}),
     "math": ("math", {}),
 }
 QUESTIONS = [(f"What is {a} + {b} / 2?", f"\\frac{{{2 * a + b}}}{{2}}") for a in range(1, 9) for b in range(1, 6)]

@@ -260,12 +260,6 @@ def test_hope_ends_with_the_last_turn() -> None:
     assert (solved.ceiling(), solved.optimal_length()) == (1.0, 0)
 
 
-def test_actions_can_run_out_before_turns() -> None:
-    game = puzzle((3, 7, 2), 23, max_turns=4, max_actions=1)
-    assert step(game, "3+7+2") == ("That is 12, not 23. It is over.", 0.1, True, Verdict.WRONG)
-    assert game.ceiling() == 0.0
-
-
 def test_the_oracle_finds_the_solution_that_needs_fractions() -> None:
     game = puzzle((3, 3, 8, 8), 24)
     oracle = game.oracle()
@@ -289,12 +283,21 @@ def test_the_oracle_finds_the_solution_that_needs_fractions() -> None:
         ("divide, subtract", "/-"),
         ("well-known trick: 3*7 and then +2", "*+"),
         ("plan - then -", "--"),
+        ("- plan * then +", "*+"),
+        (" * Plan: - then +", "-+"),
+        ("Here it is:\n+ plan times, then plus", "*+"),
+        ("-plan - then -", "--"),
+        ("- then +", "-+"),
+        ("- then + is a plan", "-+"),
+        ("- plan *", None),
         ("plan *", None),
         ("plan * then + then +", None),
         ("surplus minuscule", None),
         ("", None),
         ("+" * 10**6, None),
         ("-a" * 10**5, None),
+        ("\n \t" * 10**5, None),
+        ("-" + " " * 10**6 + "plan", None),
     ],
 )
 def test_sketch_keys(sketch: str, key: str | None) -> None:

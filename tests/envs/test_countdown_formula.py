@@ -36,6 +36,11 @@ def grown(parts: st.SearchStrategy[Formula]) -> st.SearchStrategy[Formula]:
 
 
 FORMULAS: st.SearchStrategy[Formula] = st.recursive(st.integers(0, 120), grown, max_leaves=9)
+# Of so few numbers that some cancel each other.
+SUMS = st.lists(st.sampled_from(["+1", "-1", "+2", "-2"]), min_size=1, max_size=4).map(
+    lambda terms: "2" + "".join(terms)
+)
+CANCELLING = st.builds("{}*({})".format, SUMS | st.just("3"), SUMS).map(read_formula)
 
 
 def value_or_none(formula: Formula) -> Fraction | None:
@@ -213,6 +218,11 @@ def test_operations_come_in_the_order_they_are_applied() -> None:
         ["(9-2)*(8-5)", "(2-9)*(5-8)", "(5-8)*(2-9)"],
         ["6/(5-2)", "-6/(2-5)"],
         ["(3-3)*5", "5*(3-3)"],
+        ["3*(7+12-12)", "-3*(12-12-7)", "(12+7-12)*3"],
+        ["3*(7-12+12-2)", "3*(7-2+12-12)", "-3*(2+12-7-12)"],
+        ["3*(5+5-5)", "-(5-5-5)*3"],
+        ["20-3*(7-7)", "20+3*(7-7)", "3*-(7-7)+20"],
+        ["2*(5-3*(7-7))", "-2*(3*(7-7)-5)"],
     ],
 )
 def test_one_solution_written_in_many_ways(same: list[str]) -> None:
@@ -228,6 +238,8 @@ def test_one_solution_written_in_many_ways(same: list[str]) -> None:
         ["8/4/2", "8/4*2", "8*4/2"],
         ["12+3", "1+23", "1+2+3"],
         ["2*(3+4)", "2*3+4"],
+        ["3*(7+12-12)", "3*(12+7-7)"],
+        ["3*(7-12+12)", "3*(7-12-12)"],
     ],
 )
 def test_different_solutions(different: list[str]) -> None:
@@ -252,9 +264,12 @@ def test_the_canonical_form_is_a_formula_of_the_same_numbers_value_and_form(form
         assert value_or_none(again) == value
 
 
-@given(FORMULAS, st.randoms())
-def test_order_and_brackets_do_not_change_the_canonical_form(formula: Formula, random: Random) -> None:
+@given(FORMULAS | CANCELLING, st.randoms())
+def test_order_brackets_and_places_of_signs_do_not_change_the_canonical_form(formula: Formula, random: Random) -> None:
     assert canonical(rearranged(formula, random)) == canonical(formula)
+    moved = resigned(rearranged(formula, random), random)
+    assert value_or_none(moved) == value_or_none(formula)
+    assert canonical(moved) == canonical(formula)
 
 
 def rearranged(formula: Formula, random: Random) -> Formula:
@@ -270,3 +285,17 @@ def rearranged(formula: Formula, random: Random) -> Formula:
     if operator in "+*" and isinstance(left, Operation) and left.operator == operator:
         return Operation(operator, left.left, Operation(operator, left.right, right))
     return Operation(operator, left, right)
+
+
+def resigned(formula: Formula, random: Random) -> Formula:
+    """Signs moved here and there: -(b-a) for a-b, -(-a*b) for a*b, -(-a-b) for a+b."""
+    if isinstance(formula, int):
+        return formula
+    if isinstance(formula, Negation):
+        return Negation(resigned(formula.part, random))
+    operator, left, right = formula.operator, resigned(formula.left, random), resigned(formula.right, random)
+    if random.random() < 0.5:
+        return Operation(operator, left, right)
+    if operator == "-":
+        return Negation(Operation("-", right, left))
+    return Negation(Operation("-" if operator == "+" else operator, Negation(left), right))

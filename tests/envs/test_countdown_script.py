@@ -31,7 +31,7 @@ def checked(trial: str, here: Puzzle) -> tuple[str, bool]:
         assert value_of(read_formula(f"{left}{operator}{right}")) == int(value)
         at_hand.remove(left)
         at_hand.remove(right)
-        at_hand.append(value)
+        at_hand.insert(0, value)
         operators += operator
     (last,) = at_hand
     assert (int(last) == here.target) == (verdict == "yes")

@@ -15,7 +15,7 @@ from configs.environments import FrozenLakeSettings
 from envs.base import BadEnvironment
 from envs.demonstrations import demonstrate
 from envs.frozen_lake.env import FrozenLake
-from envs.frozen_lake.lake import NAMES, Cell, Lake, Limits, best_play
+from envs.frozen_lake.lake import NAMES, BestPlay, Cell, Lake
 from envs.frozen_lake.script import FrozenLakeScript, way_points
 from envs.trajectory import Verdict
 
@@ -94,7 +94,7 @@ def test_a_hole_ends_the_episode_with_nothing() -> None:
 def test_the_goal_ends_a_turn_early_and_the_answer_names_the_moves() -> None:
     game = board("PG/FF", actions_per_turn=3)
     _, reward, terminated, _, info = game.step(say("UP", "right", "Left"))
-    assert (reward, terminated, info["outcome"].answer) == (1.0, True, "UR")
+    assert (reward, terminated, info["outcome"].answer) == (1.0, True, "R")
 
 
 def test_moves_beyond_a_turn_or_an_episode_are_not_made() -> None:
@@ -242,7 +242,8 @@ def test_best_play_of_several_moves_a_turn_agrees_with_trying_everything() -> No
         ends = [divmod(int(c), 3) for c in rng.choice(9, 2, replace=False)]
         holes = frozenset(divmod(int(c), 3) for c in rng.choice(9, 2)) - set(ends)
         state = Lake(3, holes, *ends)
-        value, moves = best_play(state, 0.3, Limits(3, 4, 2))
+        table = BestPlay(state, 0.3, turns=3, actions=4, width=2)
+        value, moves = table.chance(state.player, 3, 4), table.moves(state.player, 3, 4)
         assert value == pytest.approx(best(state, 3, 4))
         if moves:
             of_moves = chance(state, tuple(moves), 0.3).items()
@@ -300,3 +301,32 @@ def test_skill_makes_plain_play_careful() -> None:
 
     assert solved(1.0) == 1.0
     assert solved(0.0) < 0.4
+
+
+def test_nothing_can_be_hoped_for_or_done_once_a_game_is_over() -> None:
+    won, lost = board("PG/FH", slip=0.3), board("PG/HF", slip=0.3)
+    for game, moves in ((won, ["right", "left"]), (lost, ["down"])):
+        while not game.solved and not game.lost:
+            game.np_random = np.random.default_rng(5)
+            game.step(say(*moves))
+    assert (won.ceiling(), won.oracle(), won.optimal_length()) == (1.0, None, 0)
+    assert (lost.ceiling(), lost.oracle(), lost.optimal_length()) == (0.0, None, None)
+
+
+def test_long_turns_and_many_actions_keep_the_ceiling_cheap() -> None:
+    few, many = lake(slip=0.2, max_actions=6), lake(slip=0.2, max_actions=10**6)
+    wide = lake(slip=0.2, size=16, max_turns=4, actions_per_turn=32, max_actions=128)
+    for game in (few, many, wide):
+        game.reset(seed=3)
+    assert many.ceiling() == few.ceiling()
+    assert (few.ceiling_is_exact, wide.ceiling_is_exact) == (True, False)
+    assert 0 < wide.ceiling() <= 1
+    assert wide.oracle()
+
+
+def test_steps_against_the_edge_make_no_other_solution() -> None:
+    game = board("PFG/FFF/FFF")
+    for move in ("up", "left", "right"):
+        game.step(say(move))
+    assert game.step(say("right"))[4]["outcome"].answer == "RR"
+    assert len(game.done) == 4

@@ -70,6 +70,8 @@ def test_several_paths_a_turn_are_told() -> None:
     env = game(depth=2, actions_per_turn=3, max_actions=9, max_turns=3)
     assert env.rules.endswith("<answer>A / B || A / B</answer>. Up to 3 paths a turn.")
     assert env.reset(seed=0)[0] == "Guess a path.\n3 turns left."
+    with pytest.raises(ValueError, match="actions_per_turn \\(4\\)"):
+        PathExplorationSettings(actions_per_turn=4, max_actions=3)
 
 
 def test_one_map_is_one_prompt_and_one_set_of_targets() -> None:
@@ -193,7 +195,8 @@ def test_in_a_tree_only_its_own_paths_exist(tmp_path: Path) -> None:
     env = game(names=str(file), targets=2, **GUESSES)
     assert env.targets == {"Alba / Birken / Corrow", "Gorse / Elm / Fen"}
     assert "no Elm at level 2 in Alba." in play(env, [said("Alba / Elm / Fen")])[0][0]
-    assert env.sketch_key("in alba / elm") == "Alba"
+    assert env.sketch_key("in gorse / elm") == "Gorse/Elm"
+    assert env.sketch_key("in alba / elm") is None
     assert play(env, [said("gorse/elm/fen")])[0][4] is Verdict.SOLVED
 
 
@@ -255,7 +258,8 @@ def test_random_answers_are_spread_over_all_paths() -> None:
 def test_a_sketch_is_a_region() -> None:
     env = game()
     assert env.sketch_key("in badorn / KEVETH.") == "Badorn/Keveth"
-    assert env.sketch_key("in Badorn / nowhere") == "Badorn"
+    assert env.sketch_key("in Badorn, then Keveth") == env.sketch_key("in Badorn") == "Badorn"
+    assert env.sketch_key("in Badorn / nowhere") is None
     assert env.sketch_key("in Nowhere / Keveth") is None
     assert env.sketch_request(0) == "\nFirst name a region, as: in A / B"
     assert env.sketch_request(5) == "Name another region."

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.base import BadEnvironment
+from envs.path_exploration import atlas as atlas_module
 from envs.path_exploration import names_file
-from envs.path_exploration.atlas import SLASH, draw, folded, fork, hidden_targets, invented, of_levels
+from envs.path_exploration.atlas import SLASH, Atlas, draw, folded, fork, hidden_targets, invented, of_levels
 from envs.path_exploration.names_file import read_names
 from envs.path_exploration.reading import read_region, split_path
 
@@ -139,6 +142,35 @@ def test_all_paths_can_be_targets() -> None:
     assert hidden_targets(atlas, 0, 4).all == {"A / C", "A / D", "B / C", "B / D"}
 
 
+def test_targets_are_kept_for_the_maps_asked_for_last_and_few_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counted(key: str, population: int, count: int) -> list[int]:
+        drawn.append(key)
+        return draw(key, population, count)
+
+    monkeypatch.setattr(atlas_module, "draw", counted)
+    monkeypatch.setattr(atlas_module, "_TARGETS_KEPT", 60)
+    monkeypatch.setattr(atlas_module, "_MAPS_KEPT", 4)
+    atlas = of_levels("it", [[f"a{n}" for n in range(20)], [f"b{n}" for n in range(20)]])
+    asked = [(0, 20), (1, 20), (2, 20), (0, 20), (3, 20), (0, 20), (1, 20), (5, 200), (5, 200), (0, 20)]
+    assert [len(hidden_targets(atlas, *each).all) for each in asked] == [count for _, count in asked]
+    # Map 1 made room for map 3 and all of them for the 200 of map 5, which leave room for no other.
+    assert drawn == [f"map {number}" for number in (0, 1, 2, 3, 1, 5, 0)]
+    drawn.clear()
+    for number in (0, 1, 2, 3, 4, 1, 0):
+        hidden_targets(atlas, number, 2)
+    assert drawn == [f"map {number}" for number in (0, 1, 2, 3, 4, 0)]
+
+
+def test_threads_that_ask_for_many_maps_at_once_get_them() -> None:
+    atlas = of_levels("it", [[f"a{n}" for n in range(20)], [f"b{n}" for n in range(20)]])
+    wanted = [number % 300 for number in range(1200)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: hidden_targets(atlas, number, 3), wanted))
+    assert found == [hidden_targets(atlas, number, 3) for number in wanted]
+
+
 # --- files of names --------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +201,21 @@ def test_a_file_is_read_once_and_again_when_it_changes(tmp_path: Path) -> None:
     assert read_names(path) is first
     written(tmp_path, [["A", "C"], ["B"]])
     assert read_names(path).paths == 2
+
+
+def test_threads_read_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, path = [], written(tmp_path, [["A"], ["B"]])
+
+    def slowly(source: str, file: Path) -> Any:
+        parsed.append(source)
+        time.sleep(0.05)
+        return json.loads(file.read_text())
+
+    monkeypatch.setattr(names_file, "_parsed", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        atlases: set[Atlas] = set(threads.map(read_names, [path] * 8))
+    assert parsed == [path]
+    assert len(atlases) == 1
 
 
 @pytest.mark.parametrize(
@@ -221,13 +268,19 @@ def test_a_bad_file_is_told_in_one_line(data: Any, said: str, tmp_path: Path) ->
 
 
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
-    for path, said in ((tmp_path / "none.json", "No such file"), (tmp_path, "is not a file"), ("a\0b", "null byte")):
+    for path, said in (
+        (tmp_path / "none.json", "No such file"),
+        (tmp_path, "is not a file"),
+        ("a\0b", "null byte"),
+        ("~nobodyhere/x.json", "~nobodyhere/x.json: .* home directory.*: name a JSON file$"),
+    ):
         with pytest.raises(BadEnvironment, match=said):
             read_names(str(path))
 
 
 def test_too_large_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, [["A", "B"], ["C", "D", "E"]])
+    assert names_file.MOST_BYTES <= 10**7
     monkeypatch.setattr(names_file, "MOST_NAMES", 4)
     with pytest.raises(BadEnvironment, match="more than 4 names"):
         read_names(path)
@@ -299,10 +352,12 @@ def test_paths_are_split(text: str, names: list[str] | None) -> None:
         ("ALBA>elm > fen", ("Alba", "Elm", "Fen")),
         ("Let me look in gorse / birken first.", ("Gorse", "Birken")),
         ("**Alba** / 'Elm'\nThat may be good.", ("Alba", "Elm")),
-        ("in Alba / Nowhere / Corrow", ("Alba",)),
-        ("in Alba / Birken / Hay", ("Alba", "Birken")),
-        ("in Gorse / Elm", ("Gorse",)),
-        ("Alba / Elm / Fen / more / of / it", ("Alba", "Elm", "Fen")),
+        ("in Alba, then Gorse", ("Alba",)),
+        ("in Alba / Nowhere / Corrow", None),
+        ("in Alba / Birken / Hay", None),
+        ("in Gorse / Elm", None),
+        ("in Alba /", None),
+        ("Alba / Elm / Fen / more / of / it", None),
         ("in Birken", None),
         ("in Nowhere / Alba", None),
         ("/ Alba", None),

@@ -17,9 +17,10 @@ from envs.base import BadEnvironment
 from envs.protocol import spoken
 from envs.sokoban import rooms
 from envs.sokoban.env import Sokoban
-from envs.sokoban.grid import Board, Push
+from envs.sokoban.grid import NAMES, Board, Push
 from envs.sokoban.levels import parse
 from envs.sokoban.script import SokobanScript, plans, runs_of, solution
+from envs.sokoban.search import Solver
 from envs.trajectory import Verdict
 
 ROOM = ("######", "#@   #", "# $  #", "#   .#", "#    #", "######")
@@ -101,7 +102,7 @@ def test_rewards_of_a_solved_game() -> None:
     assert (reward, terminated, truncated) == (-0.375, False, False)
     text, reward, terminated, truncated, info = env.step(say("Up", "Right", "Down", "Left"))
     assert (text, reward, terminated, truncated) == ("All boxes are on targets.", 3 * -0.125 + 1 + 10, True, False)
-    assert (info["outcome"].verdict, info["outcome"].answer) == (Verdict.SOLVED, "DRRURD")
+    assert (info["outcome"].verdict, info["outcome"].answer) == (Verdict.SOLVED, "3,3 Right 3,4 Right 3,5 Down")
     assert env.step(say("Left"))[:4] == ("It is over.", 0, True, False)
 
 
@@ -117,7 +118,7 @@ def test_a_move_against_a_wall_or_a_blocked_box_counts_and_does_nothing() -> Non
     _, reward, _, _, info = env.step(say("Left", "Up"))
     assert env.state == before
     assert reward == pytest.approx(-0.2)
-    assert (info["outcome"].verdict, info["outcome"].answer) == (Verdict.WRONG, "LU")
+    assert (info["outcome"].verdict, info["outcome"].answer) == (Verdict.WRONG, "")
     assert env.step(say("Up"))[0].endswith("3 turns, 7 actions left.")
     env = game(("######", "#@$$.#", "#   .#", "######"), boxes=2)
     before = env.state
@@ -125,12 +126,43 @@ def test_a_move_against_a_wall_or_a_blocked_box_counts_and_does_nothing() -> Non
     assert (env.state, env.done) == (before, ["R"])
 
 
+def answer_of(env: Sokoban, *moves: str) -> str:
+    """The canonical answer of an episode of these moves."""
+    env.reset(seed=0)
+    env.state = parse("\n".join(ROOM), "here")[0]
+    for move in moves:
+        *_, info = env.step(say(move))
+    answer: str = info["outcome"].answer
+    return answer
+
+
+def test_the_same_pushes_are_the_same_answer_whatever_is_walked_between_them() -> None:
+    env = game(ROOM, max_turns=20, max_actions=20)
+    plan = ("Down", "Right", "Right", "Up", "Right", "Down")
+    for detour in ((), ("Up", "Left"), ("Right", "Left"), ("Down", "Down", "Up", "Up")):
+        assert answer_of(env, *detour, *plan) == "3,3 Right 3,4 Right 3,5 Down"
+        assert env.solved
+        assert len(env.done) == len(detour) + len(plan)
+    assert answer_of(env, "Down", "Right", "Up", "Right", "Down") == "3,3 Right 3,4 Down"
+    assert answer_of(env, "Right", "Down", "Left", "Down", "Right", "Right", "Down", "Right", "Up") != answer_of(
+        env, "Down", "Right", "Right"
+    )
+
+
+def test_moves_that_push_nothing_are_actions_too() -> None:
+    env = game(ROOM, actions_per_turn=2, max_turns=2, max_actions=4)
+    *_, truncated, _ = env.step(say("Left", "Left"))
+    assert (env.actions_left, truncated) == (2, False)
+    assert env.step(say("Right", "Left"))[3]
+
+
 def test_moves_beyond_a_turn_or_an_episode_are_not_made() -> None:
     env = game(ROOM, actions_per_turn=2, max_actions=3)
     env.step(say("Right", "Right", "Down"))
     assert env.place(env.state.player) == "r2c4"
     text, _, terminated, truncated, _ = env.step(say("Left", "Left"))
-    assert (text, terminated, truncated) == ("No turns left.", False, True)
+    assert (terminated, truncated) == (False, True)
+    assert text == "Only the first 1 of 2 actions were made.\nNo turns or actions left."
     assert env.place(env.state.player) == "r2c3"
 
 
@@ -189,11 +221,36 @@ def test_hope_ends_with_the_moves_or_in_a_corner() -> None:
     assert (env.ceiling(), env.oracle(), env.optimal_length()) == (0, None, None)
 
 
+def test_whether_the_ceiling_is_exact_is_a_question_about_the_state() -> None:
+    env = sokoban(rows=8, columns=8, boxes=3, max_turns=20, max_actions=40)
+    env.solver = Solver(most_nodes=0)
+    start, known = env.snapshot(), env.state.known
+    # Nothing was searched, but a solution is known: that it can be solved is sure, in how many moves is not.
+    assert (env.ceiling(), env.ceiling_is_exact, env.optimal_length()) == (1, True, len(known))
+    off_the_way = next(name for name in NAMES if name != known[0] and env.state.moved(name) != env.state)
+    env.step(say(off_the_way))
+    assert (env.ceiling(), env.ceiling_is_exact) == (0, False)
+    env.restore(start)
+    assert (env.ceiling(), env.ceiling_is_exact) == (1, True)
+    env.step(say(off_the_way))
+    assert not env.ceiling_is_exact
+    env.cut()
+    assert (env.ceiling(), env.ceiling_is_exact) == (0, True)
+
+
+def test_a_length_that_is_not_known_leaves_the_ceiling_exact() -> None:
+    env = game(ROOM, actions_per_turn=2, max_actions=2)
+    env.solver = Solver(most_nodes=0)
+    assert not env.solver.solve(env.state).proven
+    # Three pushes at least, whatever is walked between them.
+    assert (env.optimal_length(), env.ceiling(), env.ceiling_is_exact) == (3, 0, True)
+
+
 def test_turns_left_bound_the_moves_left() -> None:
     env = game(ROOM, actions_per_turn=2, max_turns=3, max_actions=100)
     assert (env.optimal_length(), env.ceiling()) == (6, 1)
     env.step("nothing")
-    assert (env.moves_left, env.optimal_length(), env.ceiling()) == (4, 6, 0)
+    assert (env.actions_left, env.optimal_length(), env.ceiling()) == (4, 6, 0)
 
 
 def test_the_oracle_plays_the_fewest_moves() -> None:
@@ -227,6 +284,14 @@ def test_the_oracle_plays_the_fewest_moves() -> None:
         ("push r\u0663c4 Left", None),
         ("pu\u017fh r3c4 Left", None),
         ("push r3c4", None),
+        ("push r3c4 to the Left, then r3c3 Up", "3,4 Left; 3,3 Up"),
+        ("push r3c4 to Left, then r3c3 the Up", "3,4 Left; 3,3 Up"),
+        ("push r3c4 then r3c3 Up", None),
+        ("push r3c4 Left, then r3c3", None),
+        ("push r3c4 Left to r3c3, then r3c3 Up", None),
+        ("push r3c4Left, then r3c3 Up", None),
+        ("push r3c12345 Left, then r3c3 Up", None),
+        ("push r3c4 tothe Left", None),
         ("", None),
         ("push " + "r1c1 Up " * 5000, "; ".join(["1,1 Up"] * 8)),
         ("push r" + " " * 100_000 + "3c4 Left", None),
@@ -257,7 +322,7 @@ def test_plans_are_the_first_pushes_of_all_short_solutions() -> None:
         "push r3c3 Right, then r3c4 Right",
     ]
     assert script.sketches(game(DETOUR))[0] == "push r3c4 Left"
-    assert script.sketches(game(DETOUR, max_actions=1)) == ["push r3c4 Left"]
+    assert script.sketches(game(DETOUR, actions_per_turn=1, max_actions=1)) == ["push r3c4 Left"]
 
 
 @pytest.mark.parametrize("fields", [{}, {"rows": 7, "columns": 7, "boxes": 2, "max_turns": 8, "max_actions": 20}])
@@ -275,14 +340,15 @@ def test_guided_play_makes_the_pushes_of_its_sketch_and_solves(fields: dict[str,
             start = env.state
             wanted = env.pushes_of(sketch)
             assert wanted
+            played: list[str] = []
             for thought, answer in script.answers(env, sketch, True, rng):
                 assert f"P {env.place(env.state.player)} to " in thought
+                played += answer.split(" || ")
                 *_, terminated, truncated, _ = env.step(spoken(env.settings, thought, answer))
                 if terminated or truncated:
                     break
             assert env.solved
-            names = {"L": "Left", "U": "Up", "R": "Right", "D": "Down"}
-            assert pushes(start, [names[letter] for letter in env.done])[: len(wanted)] == wanted
+            assert pushes(start, played)[: len(wanted)] == wanted
     assert max(counts) > 2
 
 
@@ -318,7 +384,7 @@ def test_careless_play_goes_at_a_box_or_holds_a_direction() -> None:
 
 
 def test_without_a_solution_careful_play_is_careless() -> None:
-    env = game(ROOM, max_actions=2)
+    env = game(ROOM, actions_per_turn=2, max_actions=2)
     assert solution(env, ()) is None
     assert plans(env) == []
     assert solution(env, ((14, "Left"), (14, "Left"))) is None

@@ -189,6 +189,34 @@ def test_a_search_that_gives_up_says_so_and_keeps_to_what_is_known() -> None:
         assert search(board, len(board.known) - 1, nodes).moves in (None, best.moves)
 
 
+def test_what_a_board_is_known_to_be_solved_by_is_not_said_of_an_equal_one() -> None:
+    board = draw_board(Plan(8, 8, 3, 40), Random(3))
+    assert board is not None
+    stranger = Board(board.room, board.player, board.boxes)
+    assert stranger == board
+    for first, second in ((board, stranger), (stranger, board)):
+        solver = Solver(most_nodes=0)
+        for most in (None, len(board.known), len(board.known) - 1):
+            for asked in (first, second, first):
+                found = solver.solve(asked, most)
+                known = asked.known if most is None or len(asked.known) <= most else ()
+                assert (found.moves, found.proven) == (known or None, False)
+
+
+def test_a_board_is_searched_once_for_each_limit_it_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[int | None] = []
+
+    def counted(board: Board, most: int | None, nodes: int) -> Found:
+        searches.append(most)
+        return search(board, most, nodes)
+
+    monkeypatch.setattr(search_module, "search", counted)
+    board, solver = board_of("######", "#@   #", "# $  #", "#   .#", "#    #", "######"), Solver(most_nodes=1)
+    for most in (10, None, 10, None):
+        assert not solver.solve(board, most).proven
+    assert searches == [10, None]
+
+
 def test_large_boards_get_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     monkeypatch.setattr(search_module._Search, "run", lambda self, nodes: looked.append(nodes))

@@ -59,12 +59,26 @@ def test_messages_show_the_grid_once_each() -> None:
     assert text_of(made, WHOLE) == "Solved."
 
 
+def test_the_digits_a_cell_sees_can_be_told() -> None:
+    made = game(show_seen=True)
+    assert "Behind an empty cell: the digits in its row, column and box." in made.rules
+    told = "r1c4 123, r2c3 134, r3c2 24, r3c3 23, r3c4 12, r4c1 123, r4c2 24, r4c3 3, r4c4 1"
+    assert made._opening() == f"1230\n3401\n2000\n0000\n{told}\n5 turns, 32 actions left."
+    assert text_of(made, "r1c4=4", "r4c1=4").startswith("r2c3 134, r3c2 24, r3c3 23, r3c4 124, ")
+    # Own digits are told where one shows to be wrong: there are two 4 in column 4.
+    assert text_of(made, "r3c4=4").startswith("own r1c4=4, r3c4=4, r4c1=4\nr2c3 134, r3c2 24, r3c3 234, r4c2 24, ")
+    assert text_of(made, "r3c4=3").startswith("r2c3 134, r3c2 234, ")
+    # Nothing is left to be told of a full grid but the grid.
+    assert text_of(made, "1234342121134342").startswith("1234\n3421\n2113\n4342\n")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         (
             {},
-            "2x2 box holds 1 to 4 once. r1c2: row 1, column 2. Reply <think>...</think><answer>r1c2=3 || r4c1=2<",
+            "2x2 box holds 1 to 4 once. r1c2: row 1, column 2. Own digits can be replaced, given ones not. "
+            "Reply <think>...</think><answer>r1c2=3 || r4c1=2<",
         ),
         ({}, "Fill every 0 so that each row, column and 2x2 box "),
         ({}, "at most 16 a turn or the whole grid."),
@@ -132,6 +146,17 @@ def test_what_is_no_action_is_unreadable(word: str) -> None:
     assert (reward, made.state.grid) == (made.settings.format_penalty, GIVENS)
     assert info["outcome"].verdict is Verdict.UNPARSABLE
     assert verdict_of(made, say("r1c4=4", "?")) is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    "words", [("1230342121434312",), ("1 2 3 4\n3 4 2 0\n2 1 4 3\n4 3 1 0",), (RIGHT[0], "0" * 16)]
+)
+def test_a_whole_grid_with_blanks_is_refused_for_them(words: tuple[str, ...]) -> None:
+    made = game()
+    text, reward, *_ = made.step(say(*words))
+    assert ": the grid has a 0: fill every cell.\n" in text
+    assert reward == made.settings.format_penalty
+    assert made.done == list(words[:-1])
 
 
 def test_actions_before_one_that_cannot_be_made_stand() -> None:
@@ -265,7 +290,7 @@ def test_sketch_keys(sketch: str, key: str | None) -> None:
 @pytest.mark.parametrize(("actions", "hope"), [(11, 1.0), (10, 0.0)])
 def test_swapped_digits_are_put_right_in_two_actions(actions: int, hope: float) -> None:
     """Were own digits in the way, neither of column 3 could be placed before the other is gone."""
-    made = game(max_actions=actions)
+    made = game(max_actions=actions, actions_per_turn=9)
     made.step(say("r3c3=1", "r4c3=4"))
     assert (made.optimal_length(), made.ceiling()) == (9, hope)
     made.step(say("r3c3=4", "r4c3=1"))

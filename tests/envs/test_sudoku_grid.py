@@ -197,3 +197,23 @@ def test_a_board_tells_which_given_forbids_a_digit() -> None:
     assert board.clash(3, 3) is None
     assert board.legal(5) == [3, 4]
     assert board.placed(3, 4).grid == read("12.4/..3./2.../....")
+
+
+@pytest.mark.parametrize(
+    ("grid", "wrong"),
+    [
+        ("12../..../2.../....", False),
+        ("123./..../2.../....", False),
+        ("12.3/..../2..1/...2", False),
+        # An own digit that stands twice in its row, its column, its box; next to a given one; no digit left for r1c3.
+        ("12../3..3/2.../....", True),
+        ("12../3.../2.../3...", True),
+        ("12../.3../2.../....", False),
+        ("12../33../2.../....", True),
+        ("12../..../2..2/....", True),
+        ("12.4/..3./2.../....", True),
+    ],
+)
+def test_a_board_contradicts_itself_where_an_own_digit_shows_to_be_wrong(grid: str, wrong: bool) -> None:
+    givens = read("12../..../2.../....")
+    assert Board(4, givens, ALL_4[0], read(grid)).contradicts_itself == wrong

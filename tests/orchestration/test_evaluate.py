@@ -36,14 +36,14 @@ def test_pass_at_k_needs_k_samples(k: int) -> None:
 
 def test_the_gains_interval_by_hand() -> None:
     """Gains 0.5, 0, 0.25, 0.25: mean 0.25, variance (0.0625 * 2) / 3, standard error sqrt(0.125 / 3 / 4) = 0.10206."""
-    low, high = gain_interval([0.0, 0.5, 0.25, 0.5], [0.5, 0.5, 0.5, 0.75])
+    low, high = gain_interval(numbered(0.0, 0.5, 0.25, 0.5), numbered(0.5, 0.5, 0.5, 0.75))
     assert low == pytest.approx(0.25 - 1.96 * 0.102062, abs=1e-5)
     assert high == pytest.approx(0.25 + 1.96 * 0.102062, abs=1e-5)
 
 
 def test_the_gains_interval_compares_the_same_episodes() -> None:
     """Easy and hard episodes that all gain alike leave no doubt."""
-    assert gain_interval([0.0, 0.5, 0.875], [0.125, 0.625, 1.0]) == (0.125, 0.125)
+    assert gain_interval(numbered(0.0, 0.5, 0.875), numbered(0.125, 0.625, 1.0)) == (0.125, 0.125)
 
 
 def failed() -> Trajectory:
@@ -60,6 +60,10 @@ def episode(index: int, trajectories: Sequence[Trajectory]) -> Group:
     return Group(Ticket(index, "scripted", 1), "parallel", tuple(trajectories), ())
 
 
+def numbered(*shares: float) -> dict[int, float]:
+    return dict(enumerate(shares))
+
+
 def test_a_summary_by_hand() -> None:
     groups = [
         episode(2, solved_by("", "", "", "")),
@@ -67,7 +71,11 @@ def test_a_summary_by_hand() -> None:
         episode(1, solved_by("up", "", "", "")),
     ]
     evaluation = summarise(groups, [b"one", b"two"])
-    assert evaluation.by_episode == (0.75, 0.25, 0.0)  # in the order of tickets, to be compared with another time
+    assert list(evaluation.by_episode.items()) == [
+        (0, 0.75),
+        (1, 0.25),
+        (2, 0.0),
+    ]  # in the order of tickets, to be compared with another time
     assert evaluation.success == pytest.approx(1 / 3)
     assert evaluation.pass_at_k == {4: pytest.approx(2 / 3)}
     assert evaluation.distinct_solutions == pytest.approx((2 + 1 + 0) / 3)
@@ -79,13 +87,22 @@ def test_failed_episodes_are_left_out_of_the_shares() -> None:
     """Two of three that could be judged are solved: not two of four. pass@k takes the episodes that are whole."""
     groups = [episode(0, [*solved_by("up", "up", ""), failed()]), episode(1, solved_by("up", "", "", ""))]
     evaluation = summarise(groups, [])
-    assert list(evaluation.by_episode) == pytest.approx([2 / 3, 0.25])
+    assert list(evaluation.by_episode.values()) == pytest.approx([2 / 3, 0.25])
     assert evaluation.pass_at_k == {4: 1.0}
 
 
 def test_an_episode_that_always_failed_cannot_be_judged() -> None:
-    with pytest.raises(EvaluationError, match="an environment failed in every sample of a held-out episode"):
-        summarise([episode(0, solved_by("up")), episode(1, [failed(), failed()])], [])
+    evaluation = summarise([episode(0, solved_by("up")), episode(1, [failed(), failed()])], [])
+    assert (evaluation.success, evaluation.unjudged, evaluation.cause) == (1.0, 1, "boom")
+    assert evaluation.by_episode == {0: 1.0}
+    with pytest.raises(EvaluationError, match="the environment failed in every held-out episode: boom"):
+        summarise([episode(1, [failed(), failed()])], [])
+
+
+def test_the_gain_is_of_episodes_judged_both_times() -> None:
+    assert gain_interval({0: 0.0, 1: 0.5, 2: 1.0}, {0: 0.5, 2: 1.0, 3: 0.0}) == gain_interval(
+        {0: 0, 2: 1}, {0: 0.5, 2: 1}
+    )
 
 
 # --- asking the actors -----------------------------------------------------------------------------------------------
@@ -122,7 +139,7 @@ async def test_all_held_out_episodes_are_sampled_once_by_all_actors() -> None:
     asked = [ticket for actor in actors for chunk in actor.asked for ticket in chunk]
     assert sorted(asked, key=lambda t: t.index) == held_out_tickets(70, "frozen_lake")
     assert [[len(chunk) for chunk in actor.asked] for actor in actors] == [[16, 16, 6], [16, 16]]
-    assert evaluation.by_episode == (0.5, 1.0) * 35
+    assert tuple(evaluation.by_episode.values()) == (0.5, 1.0) * 35
     assert evaluation.success == 0.75
     assert len(evaluation.payloads) == PAYLOADS_KEPT < 70
 

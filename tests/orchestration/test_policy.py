@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from configs.environments import PathExplorationSettings
 from configs.schema import RunConfig
+from envs.base import Failure
+from envs.frozen_lake.env import FrozenLake
 from orchestration.policy import PolicyError, ensure_policy
 
 
@@ -77,3 +80,26 @@ def test_a_warm_up_that_does_not_fit_names_the_setting(tmp_path: Path) -> None:
     warmup = small(tmp_path).model.warmup
     with pytest.raises(PolicyError, match=r"^model\.warmup: .*model\.max_model_len is 100$"):
         ensure_policy(config(warmup=warmup.model_dump(), max_model_len=100), print)
+
+
+def test_a_policy_is_made_anew_when_a_file_it_depends_on_has_changed(tmp_path: Path) -> None:
+    names = tmp_path / "names.json"
+    made = []
+    for last in ("Ulm", "Ulm", "Bonn"):
+        names.write_text(json.dumps([["Ost", "West"], ["Alb", last]]))
+        env = {"name": "path_exploration", "names": str(names), "targets": 2}
+        config = small(tmp_path / "cache").model_copy(update={"env": PathExplorationSettings.model_validate(env)})
+        made.append(ensure_policy(config, print))
+    assert made[0] == made[1] != made[2]
+
+
+def test_a_demonstration_that_cannot_be_judged_names_the_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FrozenLake, word: str) -> tuple[str, float]:
+        raise Failure("the grader died")
+
+    monkeypatch.setattr(FrozenLake, "_act", broken)
+    with pytest.raises(PolicyError, match=r"^model\.warmup: a demonstration could not be judged: the grader died$"):
+        ensure_policy(small(tmp_path), print)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
