@@ -213,7 +213,7 @@ class MathSettings(GuessSettings):
         min_length=1, description="JSONL or parquet file, folder of such files, or data set id (owner/name)"
     )
     held_out_data: str | None = Field(
-        None, min_length=1, description="the same for evaluation; empty: every tenth record of `data`"
+        None, min_length=1, description="the same for evaluation; empty: every tenth distinct question of `data`"
     )
     subset: str | None = Field(None, min_length=1, description="configuration of a data set id that has several")
     split: str = Field("train", min_length=1, description="split of a data set id in `data`")
@@ -223,7 +223,7 @@ class MathSettings(GuessSettings):
         None, min_length=1, description="empty: answer or solution; the final answer is cut out (#### or boxed)"
     )
     grade_timeout_s: PositiveFloat = Field(4.0, description="grading one answer; later it is a failure, not a wrong")
-    grade_memory_mib: int = Field(1024, ge=256, description="memory of the grading process")
+    grade_memory_mib: int = Field(1024, ge=256, description="memory of each of an actor's two grading processes")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -76,8 +76,6 @@ class TextEnv(gymnasium.Env[str, str]):
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - gymnasium's own declaration
     # Else an answer is `A || B`, as many actions as a turn allows.
     one_action_an_answer = False
-    # Whether `ceiling` and `optimal_length` said all there is to say of this episode, or a search gave up.
-    ceiling_is_exact = True
     state: Any
 
     def __init__(self, settings: TurnSettings) -> None:
@@ -204,6 +202,11 @@ class TextEnv(gymnasium.Env[str, str]):
     @abstractmethod
     def _optimal_length(self) -> int | None:
         """`optimal_length` of an episode that is neither solved nor lost."""
+
+    @property
+    def ceiling_is_exact(self) -> bool:
+        """Whether `ceiling` says all there is to say of the episode; else a search gave up and it is a lower bound."""
+        return True
 
     @abstractmethod
     def random_answer(self, rng: np.random.Generator) -> str:

@@ -32,10 +32,6 @@ class FrozenLake(TextEnv):
     settings: FrozenLakeSettings
     state: Lake
 
-    def __init__(self, settings: FrozenLakeSettings) -> None:
-        super().__init__(settings)
-        self.ceiling_is_exact = not settings.slip or settings.actions_per_turn <= MOST_MOVES_TRIED
-
     # --- texts -------------------------------------------------------------------------------------------------------
 
     @property
@@ -152,6 +148,10 @@ class FrozenLake(TextEnv):
             return self._best.chance(self.state.player, *self._room)
         length = self._optimal_length()
         return float(length is not None and length <= self.actions_left)
+
+    @property
+    def ceiling_is_exact(self) -> bool:
+        return not self.settings.slip or self.settings.actions_per_turn <= MOST_MOVES_TRIED
 
     def _oracle(self) -> str | None:
         if self.settings.slip:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from envs.math.magnitude import is_too_large
 from envs.protocol import Unreadable
 
 MOST_CHARACTERS = 1000
@@ -60,7 +61,11 @@ def final_answer(field: str) -> str:
 
 
 def checked(text: str) -> str:
-    """`cleaned` text. Raises Unreadable for one that is empty, too long or too deeply nested to be graded."""
+    """`cleaned` text. Raises Unreadable for one that cannot be graded: empty, too long, too deep or too large.
+
+    The same holds for references. So an answer that would hang the grader earns no more than a wrong one, and no right
+    one is lost but such as write a small number with the help of a huge one.
+    """
     if len(text) > MOST_CHARACTERS:
         raise Unreadable(f"an answer has at most {MOST_CHARACTERS} characters.")
     said = cleaned(text)
@@ -71,6 +76,8 @@ def checked(text: str) -> str:
         depth += (character in "([{") - (character in ")]}")
         if depth > DEEPEST_BRACKETS:
             raise Unreadable("its brackets are nested too deep.")
+    if is_too_large(said):
+        raise Unreadable("its powers or factorials are too large.")
     return said
 
 

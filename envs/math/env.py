@@ -12,13 +12,13 @@ import numpy as np
 
 from configs.environments import MathSettings
 from configs.seeds import FIRST_DEMONSTRATION_SEED
-from envs.base import TextEnv
+from envs.base import BadEnvironment, Failure, TextEnv
 from envs.math.answers import MOST_CANONICAL, checked, last_boxed, normal
-from envs.math.grading import is_right
-from envs.math.records import Record, Source, load
+from envs.math.grading import check_grading, graders, is_right
+from envs.math.parts import split_records
+from envs.math.records import Record
 from envs.protocol import MAX_TEXT, form, read_answer
 
-HELD_OUT_EVERY = 10
 METHOD_WORD = re.compile(r"[^\W_]+")
 # fmt: off
 STOP_WORDS = frozenset([
@@ -54,9 +54,16 @@ class Math(TextEnv):
     state: Question
 
     def __init__(self, settings: MathSettings) -> None:
-        """Loads the records, once a process. Raises BadEnvironment."""
+        """Loads the records and starts the graders, once a process; waits for the records. Raises BadEnvironment."""
         super().__init__(settings)
-        self._training, self._held_out = split_records(settings)
+        self._parts = split_records(settings)
+        graders(settings.grade_memory_mib).start()
+
+    def check(self) -> None:
+        try:
+            check_grading(self.settings)
+        except Failure as failure:
+            raise BadEnvironment(f"answers cannot be graded: {failure}") from failure
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -92,7 +99,7 @@ class Math(TextEnv):
 
     def _draw(self) -> Question:
         held_out = self.seed % 2 == 1 and self.seed < FIRST_DEMONSTRATION_SEED
-        records = self._held_out if held_out else self._training
+        records = self._parts.held_out if held_out else self._parts.training
         number = int(self.np_random.integers(len(records)))
         return Question(records[number], number, held_out)
 
@@ -119,37 +126,17 @@ class Math(TextEnv):
     # --- how well it can be played -----------------------------------------------------------------------------------
 
     def _ceiling(self) -> float:
-        """1 while there is room for an answer: every question has its reference answer."""
-        return float(self.solved or not self._is_over())
+        """Every question has its reference answer."""
+        return 1.0
 
-    def _oracle(self) -> str | None:
-        return self.state.record.answer if self.ceiling() else None
+    def _oracle(self) -> str:
+        return self.state.record.answer
 
     def _optimal_length(self) -> int:
-        return 0 if self.solved else 1
+        return 1
 
     def random_answer(self, rng: np.random.Generator) -> str:
         """The reference answer of another record of the same part; it can be right by chance."""
-        records = self._held_out if self.state.held_out else self._training
+        records = self._parts.held_out if self.state.held_out else self._parts.training
         others = max(1, len(records) - 1)
         return records[(self.state.number + 1 + int(rng.integers(others))) % len(records)].answer
-
-
-def split_records(settings: MathSettings) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Training records, and held-out ones: those of `held_out_data`, else every tenth of `data`.
-
-    Of fewer than ten records nothing is held out: all are both trained on and evaluated. Raises BadEnvironment.
-    """
-    records = load(_source(settings, "env.data", settings.data, settings.split))
-    if settings.held_out_data is not None:
-        held_out = _source(settings, "env.held_out_data", settings.held_out_data, settings.held_out_split)
-        return records, load(held_out)
-    if len(records) < HELD_OUT_EVERY:
-        return records, records
-    last = HELD_OUT_EVERY - 1
-    training = tuple(record for i, record in enumerate(records) if i % HELD_OUT_EVERY != last)
-    return training, records[last::HELD_OUT_EVERY]
-
-
-def _source(settings: MathSettings, key: str, data: str, split: str) -> Source:
-    return Source(key, data, split, settings.subset, settings.question_column, settings.answer_column)

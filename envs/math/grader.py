@@ -28,6 +28,10 @@ START_ALLOWANCE_S = 60.0
 LONGEST_REPLY = 4096
 
 
+class StillStarting(Failure):
+    """There was no time left to wait for a process that is no worse for it."""
+
+
 class Grader:
     """Compares one pair at a time, for one thread at a time; only `close` may be called by another one meanwhile."""
 
@@ -60,13 +64,13 @@ class Grader:
         """
         child = self.start()
         try:
-            if not self._is_ready(child, deadline_s):
-                raise Failure("the grading process is still starting")
+            self._await_ready(child, deadline_s)
             return self._ask(child, reference, answer, min(timeout_s, max(0.0, deadline_s - time.monotonic())))
+        except StillStarting:
+            raise
         except BaseException:
             # Whatever it was: a late reply must not be taken for that of the next question.
-            if self._ready or time.monotonic() < deadline_s:
-                self.stop()
+            self.stop()
             raise
 
     def stop(self) -> None:
@@ -97,14 +101,15 @@ class Grader:
         child = self._child
         return None if child is None else child.pid
 
-    def _is_ready(self, child: subprocess.Popen[bytes], deadline_s: float) -> bool:
-        """False at the deadline. Raises Failure when it cannot start, or not in the time it is allowed."""
+    def _await_ready(self, child: subprocess.Popen[bytes], deadline_s: float) -> None:
+        """Raises StillStarting at the deadline, another Failure when it cannot start in the time it is allowed."""
         allowed_s = self._began_s + START_ALLOWANCE_S
         if not self._ready:
             self._ready = _says_ready(child, min(allowed_s, deadline_s) - time.monotonic())
-        if not self._ready and time.monotonic() >= allowed_s:
+        if not self._ready and time.monotonic() < allowed_s:
+            raise StillStarting("the grading process was still starting when the time was over (env.grade_timeout_s)")
+        if not self._ready:
             raise Failure(f"the grading process did not start within {START_ALLOWANCE_S:g} s")
-        return self._ready
 
     def _ask(self, child: subprocess.Popen[bytes], reference: str, answer: str, timeout_s: float) -> bool:
         self._asked += 1

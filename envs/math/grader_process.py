@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 LONGEST_LINE = 65536
 # Beyond the limit of whoever asks, who has to be the first to give up and to say so.
 ALARM_DELAY_S = 1.0
-# The library swallows MemoryError and says "not equal". What fails is one large step (a number squared, a list doubled):
-# above this share of the allowance a step can have failed. An ordinary comparison takes a few MiB.
+# The library swallows MemoryError and says "not equal". What fails is one large step (a number squared, a list
+# doubled): above this share of the allowance a step can have failed. An ordinary comparison takes a few MiB.
 DOUBTFUL = 0.25
 # So that it is the answer, and not those before it, that gets there.
 LARGE = 0.125

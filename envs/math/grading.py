@@ -1,4 +1,4 @@
-"""Whether an answer equals a reference answer: by their texts and numbers, else by a library in processes of its own."""
+"""Whether an answer equals a reference answer: by their texts and numbers, else by a library in other processes."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from envs.base import BadEnvironment
@@ -50,11 +51,16 @@ class Source:
     answer_column: str | None
 
 
+# The threads that begin together would each load all of it.
+_loading = Lock()
+
+
 def load(source: Source) -> tuple[Record, ...]:
     """All records, files of a folder by name; loaded once a process while no file changes. Raises BadEnvironment."""
     try:
         stamps = [(str(file), file.stat()) for file in _files(source)]
-        return _loaded(source, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stamps))
+        with _loading:
+            return _loaded(source, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stamps))
     except (OSError, RuntimeError) as error:
         raise BadEnvironment(f"{source.key}: {source.data} cannot be read: {error}") from error
 

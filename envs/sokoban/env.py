@@ -170,7 +170,7 @@ class Sokoban(TextEnv):
     # --- how well it can be played -----------------------------------------------------------------------------------
 
     @property
-    def ceiling_is_exact(self) -> bool:  # type: ignore[override]
+    def ceiling_is_exact(self) -> bool:
         """Whether `ceiling` is: not if the search gave up and no solution within the limit is known either.
 
         Says nothing about `optimal_length`.

@@ -33,10 +33,10 @@ Step = tuple[str, float, bool, bool, dict[str, Any]]
 DIGESTS = {
     "path_exploration": "89e3cb23e9c73c92",
     "path_exploration-guesses": "9f3538c3b0ce91b6",
-    "frozen_lake": "ac01b9baee3e48f1",
-    "frozen_lake-slippery": "140024b06d146a3d",
-    "sokoban": "1e35b1528327aa21",
-    "sokoban-two-boxes": "e07a44744935c176",
+    "frozen_lake": "b19b9c3f3fa2ba95",
+    "frozen_lake-slippery": "b73bc4a3ca82666a",
+    "sokoban": "0a3a280c9f731c29",
+    "sokoban-two-boxes": "6756bed4c151dec9",
     "countdown": "b9bfe5f84ac414cc",
     "countdown-tries": "936fbcaff30a483c",
     "sudoku": "0e184b6f5acf8f30",
@@ -189,6 +189,46 @@ def test_the_oracle_solves_what_can_be_solved_as_often_as_the_ceiling_says(env: 
             assert outcome.verdict is Verdict.SOLVED
         solved.append(sure)
     assert np.mean(ceilings) > 0.5
+
+
+def test_nothing_is_left_to_hope_for_once_it_is_over(env: TextEnv) -> None:
+    for seed in range(20):
+        env.reset(seed=seed)
+        steps = play(env, random_answers(env, seed, env.settings.max_turns))
+        if not (steps[-1][2] or steps[-1][3]):
+            continue
+        assert (env.ceiling(), env.oracle()) == (float(env.solved), None)
+        assert not env.solved or env.optimal_length() == 0
+        assert env.step("more")[:2] == ("It is over.", 0.0)
+        assert env.cut() == 0.0
+
+
+def test_an_episode_can_be_cut_short(env: TextEnv) -> None:
+    env.reset(seed=1)
+    assert env.cut() >= 0
+    text, reward, terminated, truncated, _ = env.step(say(env, env.random_answer(np.random.default_rng(0))))
+    assert (text, reward, terminated or truncated) == ("It is over.", 0.0, True)
+
+
+def test_actions_beyond_a_turn_are_told_and_not_made(env: TextEnv) -> None:
+    if env.one_action_an_answer:
+        return
+    env.reset(seed=1)
+    most = env.settings.actions_per_turn
+    answer = env.random_answer(np.random.default_rng(0)).split(" || ")[0]
+    text, reward, *_ = env.step(say(env, " || ".join([answer] * (most + 2))))
+    assert len(env.done) <= most
+    assert env.solved or env.lost or text.startswith(f"Only the first {most} of {most + 2} actions were made.")
+    assert reward > env.settings.format_penalty - 1
+
+
+def test_a_reset_without_a_seed_can_be_repeated(env: TextEnv) -> None:
+    first, _ = env.reset()
+    assert env.reset(seed=env.seed)[0] == first
+    seed, snapshot = env.seed, env.snapshot()
+    assert env.reset()[0] != first or env.seed != seed
+    env.restore(snapshot)
+    assert env.seed == seed
 
 
 def test_random_play_is_legal_and_mostly_loses(env: TextEnv) -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import pyarrow.parquet
 import pytest
 
 from configs.environments import MathSettings
-from configs.seeds import FIRST_DEMONSTRATION_SEED
 from envs.base import BadEnvironment
 from envs.math import records, sources
-from envs.math.env import Math, split_records
+from envs.math.env import Math
+from envs.math.parts import split_records
 from envs.math.records import Record, Source, load
 from envs.protocol import MAX_TEXT
 
@@ -37,7 +39,7 @@ AIME = {"ID": "2024-I-1", "Problem": "How long?", "Solution": "A walk.", "Answer
 AIME_TEXT = {"id": 60, "problem": "How long?", "answer": "033", "url": "x"}
 SHAPES = [
     (GSM8K, Record("6 boxes of 12 eggs?", "72", "6 * 12 = 72 eggs. All whole.")),
-    (LARGE, Record("How many?", "1234567", "A lot.")),
+    (LARGE, Record("How many?", "1,234,567", "A lot.")),
     (MATH, Record("Half of $7$?", "\\frac{7}{2}", "It is $\\boxed{\\frac{7}{2}}$.")),
     (MATH_500, Record("Half of $7$?", "\\frac{7}{2}", "See $\\boxed{3.5}$.")),
     (AIME, Record("How long?", "204", "A walk.")),
@@ -130,6 +132,21 @@ def test_files_are_read_once_until_they_change(tmp_path: Path, monkeypatch: pyte
     assert len(load(source(file))) == 4
 
 
+def test_threads_that_begin_together_load_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = jsonl(tmp_path / "a.jsonl", numbered(30)), []
+
+    def slow(path: Path) -> sources.Rows:
+        read.append(path)
+        time.sleep(0.2)
+        return sources.file_rows(path)
+
+    monkeypatch.setattr(records, "file_rows", slow)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: load(source(file)), range(8)))
+    assert len(read) == 1
+    assert all(loaded is found[0] for loaded in found)
+
+
 # --- data set ids ----------------------------------------------------------------------------------------------------
 
 
@@ -142,9 +159,9 @@ def test_a_data_set_id_is_loaded_by_its_library(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sources, "load_dataset", fake)
     settings = MathSettings(data="openai/fake-gsm8k", held_out_data="openai/fake-gsm8k", subset="main")
-    training, held_out = split_records(settings)
+    parts = split_records(settings)
     assert asked == [("openai/fake-gsm8k", "main", "train"), ("openai/fake-gsm8k", "main", "test")]
-    assert (training[3].question, held_out[3].question) == ("train3?", "test3?")
+    assert (parts.training[3].question, parts.held_out[3].question) == ("train3?", "test3?")
     split_records(settings)
     assert len(asked) == 2
 
@@ -265,34 +282,3 @@ def test_held_out_data_is_named_as_such(tmp_path: Path) -> None:
     settings = MathSettings(data=str(jsonl(tmp_path / "a.jsonl", [GSM8K])), held_out_data=str(tmp_path / "b.jsonl"))
     with pytest.raises(BadEnvironment, match=r"^env\.held_out_data: there is no file"):
         Math(settings)
-
-
-# --- which record an episode asks ------------------------------------------------------------------------------------
-
-
-def asked(env: Math, seeds: Sequence[int]) -> set[str]:
-    return {env.reset(seed=seed)[0] for seed in seeds}
-
-
-def test_every_tenth_record_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
-    env = Math(MathSettings(data=str(jsonl(tmp_path / "a.jsonl", numbered(35)))))
-    held_out = {"q9?", "q19?", "q29?"}
-    assert asked(env, range(1, 400, 2)) == held_out
-    training = {f"q{i}?" for i in range(35)} - held_out
-    assert asked(env, range(0, 1000, 2)) == training
-    demonstrated = asked(env, range(FIRST_DEMONSTRATION_SEED, FIRST_DEMONSTRATION_SEED + 1000))
-    assert demonstrated == training
-
-
-def test_held_out_data_of_its_own(tmp_path: Path) -> None:
-    data, other = jsonl(tmp_path / "a.jsonl", numbered(12)), parquet(tmp_path / "b.parquet", numbered(3, "h"))
-    env = Math(MathSettings(data=str(data), held_out_data=str(other)))
-    assert asked(env, range(1, 200, 2)) == {"h0?", "h1?", "h2?"}
-    assert asked(env, range(0, 400, 2)) == {f"q{i}?" for i in range(12)}
-
-
-def test_of_few_records_nothing_is_held_out(tmp_path: Path) -> None:
-    env = Math(MathSettings(data=str(jsonl(tmp_path / "a.jsonl", numbered(9)))))
-    assert asked(env, range(1, 300, 2)) == asked(env, range(0, 300, 2)) == {f"q{i}?" for i in range(9)}
-    one = Math(MathSettings(data=str(jsonl(tmp_path / "b.jsonl", numbered(1)))))
-    assert asked(one, range(4)) == {"q0?"}

@@ -129,6 +129,9 @@ class TestBadInput:
             ("rollout.actors=two", "rollout.actors"),
             ("model.path=no/such/folder/here", "model.path"),
             ("run.root=configs/quickstart.yaml", "run.root"),
+            ("env={size: 16, random_ends: false}", "env.hole_share 0.2 with env.size 16: none of 2000 maps"),
+            ("env={name: sokoban, levels: no/such/levels.txt}", "no/such/levels.txt"),
+            ("env={name: path_exploration, targets: 513}", "targets (513) are more than the 512 paths"),
         ],
     )
     def test_names_the_key(self, tmp_path: Path, override: str, says: str) -> None:
