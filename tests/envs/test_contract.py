@@ -291,7 +291,8 @@ def test_a_demonstration_is_a_pure_function_of_its_seed(env: TextEnv, folder: Pa
 def test_demonstrations_replay_to_what_they_claim(env: TextEnv) -> None:
     script = make_script(env.settings)  # type: ignore[arg-type]
     plain = guided = lists = 0
-    careful_wins, careless_wins = [], []
+    careful_wins: list[bool] = []
+    careless_wins: list[bool] = []
     for seed in range(150):
         for skill, wins in ((1.0, careful_wins), (0.0, careless_wins)):
             conversation = demonstrate(env, script, seed, skill)
