@@ -126,7 +126,9 @@ def given(role: Role, token_ids: Ints) -> Segment:
 
 def sampled(role: Role, completion: Completion) -> Segment:
     """A segment the policy sampled, with what the engine recorded."""
-    return Segment(role, completion.token_ids, completion.behaviour_logprobs, completion.policy_versions)
+    return Segment(
+        role, completion.token_ids, completion.behaviour_logprobs, completion.policy_versions, completion.ended
+    )
 
 
 def _without_open_turn(segments: Sequence[Segment]) -> tuple[Segment, ...]:

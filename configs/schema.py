@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs.base import Settings
 from configs.environments import EnvSettings, FrozenLakeSettings, MathSettings
+from configs.objectives import GrpoSettings
 
 
 class RunSettings(Settings):
@@ -47,11 +48,21 @@ class WarmupSettings(Settings):
         return self
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (arXiv 2106.09685) through peft; engines and exports get the merged weights."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str = Field("all-linear", min_length=1, description="module names, by comma; all-linear: all but the head")
+
+
 class ModelSettings(Settings):
     path: str | None = Field(
         None, description="folder or hub id of a Hugging Face causal LM; empty: the warmed-up small policy"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraSettings | None = Field(None, description="train low-rank adapters only; empty: all weights")
     max_model_len: PositiveInt = Field(512, description="tokens of context and answer together")
     warmup: WarmupSettings = WarmupSettings()
 
@@ -115,32 +126,6 @@ class QueueSettings(Settings):
     timeout_s: PositiveFloat = Field(300.0, description="longest wait for room or for a batch")
 
 
-class StreamWeights(Settings):
-    solution: float = Field(1.0, ge=0)
-    sketch: float = Field(1.0, ge=0)
-    branch: float = Field(1.0, ge=0)
-
-
-class GrpoSettings(Settings):
-    groups_per_update: PositiveInt = 16
-    epochs: PositiveInt = Field(1, description="passes over one batch, one optimizer step each")
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-    normalize_std: bool = Field(
-        True, description="divide a reward minus its group's mean by the group's standard deviation"
-    )
-    importance_cap: PositiveFloat | None = Field(
-        2.0, description="cap of the token-wise ratio learner / engine; empty: off"
-    )
-    stream_weights: StreamWeights = StreamWeights()
-    drop_zero_signal: bool = Field(
-        True, description="groups whose rewards are all equal are counted as filtered and replaced"
-    )
-    max_refill: PositiveInt = Field(
-        4, description="times groups_per_update sampled for one update before it takes what there is"
-    )
-
-
 class OptimSettings(Settings):
     lr: PositiveFloat = 5e-4
     weight_decay: float = Field(0.0, ge=0)
@@ -148,14 +133,25 @@ class OptimSettings(Settings):
     beta2: float = Field(0.95, ge=0, lt=1)
     max_grad_norm: PositiveFloat = 1.0
     warmup_updates: int = Field(0, ge=0, description="updates of linear learning-rate growth")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up: as it is, or down to min_lr_share at run.updates"
+    )
+    min_lr_share: float = Field(0.0, ge=0, le=1, description="share of lr a falling schedule ends with")
+    max_nonfinite: PositiveInt = Field(
+        3, description="updates in a row without a finite loss and gradient after which the run stops"
+    )
 
 
 class DeepspeedSettings(Settings):
     ranks: PositiveInt = Field(2, description="ZeRO-3 learner ranks, one Ray actor each")
     cpus_per_rank: float = Field(1.0, ge=0)
     gpus_per_rank: float = Field(0.0, ge=0)
-    tokens_per_micro_batch: PositiveInt = Field(8192, description="padded tokens of one forward on one rank")
+    tokens_per_micro_batch: PositiveInt = Field(8192, description="tokens of one forward on one rank")
     gradient_checkpointing: bool = False
+    packing: bool = Field(True, description="rows end to end without padding; off: padded, for models that need it")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="what lies in the hosts' memory: nothing, optimizer state, or parameters too"
+    )
     bucket_mib: PositiveInt = Field(20, description="reduce, prefetch and gather buckets")
     timeout_s: PositiveFloat = Field(300.0, description="a collective, a start or an update of the ranks")
 
@@ -165,6 +161,7 @@ class SyncSettings(Settings):
         "auto", description="auto: nccl when the engines have GPUs, else gloo"
     )
     bucket_mib: PositiveInt = Field(64, description="packed broadcast buffer")
+    checksum: bool = Field(False, description="compare a CRC-32 of what was sent with what every actor received")
     timeout_s: PositiveFloat = Field(120.0, description="one broadcast, all actors")
 
 
@@ -176,7 +173,11 @@ class EvalSettings(Settings):
 
 class CheckpointSettings(Settings):
     every: int = Field(0, ge=0, description="updates between checkpoints; 0: only at the end")
-    keep: PositiveInt = 2
+    keep: PositiveInt = Field(2, description="newest checkpoints that stay")
+    best_by: str | None = Field(
+        None, description="a metric of metrics.jsonl; the checkpoint with its best value stays too; empty: none"
+    )
+    best_is: Literal["highest", "lowest"] = "highest"
 
 
 class ObserveSettings(Settings):

@@ -63,13 +63,14 @@ class Segment:
 
     token_ids: (n,). behaviour_logprobs: (n,) log pi(token | everything before) as the engine sampled it, after
     temperature. policy_versions: (n,) number of weight updates behind each token. Both are empty (0,) where the
-    policy did not sample.
+    policy did not sample. ended: False where a sampled segment was cut at its token limit.
     """
 
     role: Role
     token_ids: Ints
     behaviour_logprobs: Floats
     policy_versions: Ints
+    ended: bool = True
 
     @property
     def sampled(self) -> bool:

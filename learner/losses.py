@@ -1,50 +1,59 @@
-"""The policy-gradient loss of one micro-batch: small pure functions on (B, T) tensors."""
+"""What a token loses: small pure functions on (N,) float32 tensors of trained tokens. `objective.py` composes them.
+
+Advantages A, clip ranges and every log-prob but `logprobs` and what is made of it are constants to the gradient.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
-def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log pi(token) and the entropy (nats, no gradient) at each position, of the distribution that was sampled from.
-
-    logits: (B, T, V) of the positions before the tokens; token_ids: (B, T). Both results (B, T), float32.
-    """
-    scaled = logits.float() / temperature
-    normaliser = scaled.logsumexp(-1)
-    logprobs = scaled.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - normaliser
-    with torch.no_grad():
-        probabilities = (scaled - normaliser.unsqueeze(-1)).exp()
-        entropy = normaliser - (probabilities * scaled).sum(-1)
-    return logprobs, entropy
-
-
-def clipped_policy_gradient(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+def clipped_surrogate(
+    log_ratios: Tensor, advantages: Tensor, clip_low: Tensor, clip_high: Tensor, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped objective of each token, as a loss, and whether the clip was active. All (B, T).
+    """PPO's clipped objective of each token, as a loss, and whether the clip was active: (N,) each.
 
-    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logprobs - old_logprobs) (arXiv 1707.06347, eq. 7).
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(log_ratios) (arXiv 1707.06347, eq. 7), with two clip
+    ranges as in DAPO (arXiv 2503.14476). Where A < 0 the loss is at most dual_clip |A| (arXiv 1912.09729). Given
+    the mean log-ratio of each token's sequence this is GSPO (arXiv 2507.18071).
+    The minimum bounds r from one side only, by A's sign. Bounding log r there is the same, and what is bounded cannot
+    overflow.
     """
-    ratio = (logprobs - old_logprobs).exp()
-    unclipped, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return -torch.minimum(unclipped, clipped), unclipped > clipped
+    helpful = advantages >= 0
+    lower = torch.where(helpful, -torch.inf, _log_bound(-clip_low))
+    upper = torch.where(helpful, _log_bound(clip_high), torch.inf if dual_clip is None else math.log(dual_clip))
+    clipped = ((log_ratios < lower) | (log_ratios > upper)) & (advantages != 0)
+    return -log_ratios.clamp(lower, upper).exp() * advantages, clipped
 
 
-def truncated_importance(old_logprobs: Tensor, behaviour_logprobs: Tensor, caps: Tensor) -> Tensor:
-    """min(cap, pi_old / pi_behaviour) of each token, a constant to the gradient; 1 where the cap is infinite.
+def cispo(
+    logprobs: Tensor, log_ratios: Tensor, advantages: Tensor, clip_low: Tensor, clip_high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """CISPO's loss of each token, and whether its weight was clipped: (N,) each.
 
-    old_logprobs, behaviour_logprobs: (B, T); caps: (B, 1). Corrects for the engine's numerics and for stale weights
-    (truncated importance sampling, as in IMPALA, arXiv 1802.01561).
+    -sg(clip(r, 1 - clip_low, 1 + clip_high)) A logprobs (arXiv 2506.13585): the clip bounds a token's
+    weight and does not silence it. clip_low of 1 or more is no lower bound, as in the paper's runs.
     """
-    weights = torch.minimum((old_logprobs - behaviour_logprobs).exp(), caps).detach()
-    return torch.where(caps.isinf(), torch.ones_like(weights), weights)
+    lower, upper = _log_bound(-clip_low), _log_bound(clip_high)
+    ratios = log_ratios.detach()
+    return -ratios.clamp(lower, upper).exp() * advantages * logprobs, (ratios < lower) | (ratios > upper)
 
 
-def weighted_sum(token_losses: Tensor, loss_weights: Tensor) -> Tensor:
-    """The micro-batch's part of L = sum over streams of weight / T_stream * sum over tokens; a scalar.
+def _log_bound(offset: Tensor) -> Tensor:
+    """log(1 + offset); -infinity from offset -1 down."""
+    return offset.clamp(min=-1).log1p()
 
-    loss_weights: (B, T), zero on tokens that are not trained. The parts of all micro-batches and ranks add up to L.
+
+def kl_estimates(logprobs: Tensor, reference: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Estimates of KL(pi || pi_ref) from tokens sampled from pi: (N,). With d = log(pi_ref / pi):
+
+    k1 = -d, k2 = d^2 / 2, k3 = e^d - 1 - d (Schulman, "Approximating KL divergence", joschu.net/blog/kl-approx.html).
     """
-    return (token_losses * loss_weights).sum()
+    difference = reference - logprobs
+    if estimator == "k1":
+        return -difference
+    return difference.square() / 2 if estimator == "k2" else difference.expm1() - difference

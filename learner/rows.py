@@ -5,30 +5,37 @@ The learner knows streams, baselines and rewards; it knows no exploration method
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from configs.schema import GrpoSettings
+from configs.schema import RunConfig
 from envs.trajectory import Credit, Floats, Group, Ints, Row, Segment, Stream
-from learner.advantages import group_advantages
+from learner.advantages import group_advantages, overlong_penalty
+from learner.shares import Shares, stream_shares
+
+STREAMS = tuple(Stream)
+# (group, row, credit): where a credit is in a batch
+Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One sequence of n tokens. All arrays (n,).
+    """One sequence of n tokens, m of them trained. Arrays are (m,) but token_ids, (n,).
 
-    loss_mask: tokens that are trained. behaviour_logprobs, policy_versions: as sampled; 0 and -1 elsewhere.
-    advantages: A of each trained token. loss_weights: stream weight * credit weight / T_stream of each trained token.
-    own_context: trained under the context it was sampled in, so behaviour log-probs are of the same distribution.
-    importance_cap: cap of the ratio learner / engine; None for no correction.
+    targets: places of the trained tokens in token_ids, rising. sequences: number of the credit each belongs to.
+    streams: number of its stream. behaviour_logprobs, policy_versions: as sampled. advantages: A. loss_weights: what
+    multiplies its loss: stream weight * credit weight / the stream's normaliser. own_context: trained under the
+    context it was sampled in, so behaviour log-probs are of the same distribution. importance_cap: cap of the ratio
+    learner / engine; None for no correction.
     """
 
     token_ids: Ints
-    loss_mask: npt.NDArray[np.bool_]
+    targets: Ints
+    sequences: Ints
+    streams: Ints
     behaviour_logprobs: Floats
     policy_versions: Ints
     advantages: Floats
@@ -37,39 +44,56 @@ class TrainingRow:
     importance_cap: float | None
 
 
-def training_rows(groups: Sequence[Group], settings: GrpoSettings) -> list[TrainingRow]:
-    """All rows of a batch, with advantages inside each baseline of each stream and T_stream over the whole batch."""
-    advantages = credit_advantages(groups, settings.normalize_std)
-    stream_tokens = count_stream_tokens(groups)
-    weights = settings.stream_weights
-    per_token = {stream: getattr(weights, stream) / max(stream_tokens[stream], 1) for stream in Stream}
-    return [
-        _training_row(group, row, advantages[g, r], per_token, settings.importance_cap)
-        for g, r, group, row in _numbered_rows(groups)
-    ]
+def training_rows(groups: Sequence[Group], config: RunConfig) -> list[TrainingRow]:
+    """All rows of a batch, with advantages inside each baseline of each stream and shares over the whole batch."""
+    advantages = credit_advantages(groups, config)
+    trained = {place: _trained(groups, place, config) for place in advantages}
+    shares = stream_shares(_credit_lengths(groups, trained), config)
+    rows = []
+    for g, r, group, row in _numbered_rows(groups):
+        judged = [(advantages[g, r, c], trained[g, r, c]) for c in range(len(row.credits))]
+        rows.append(_training_row(group, row, judged, shares, config.grpo.importance.cap))
+    return rows
 
 
-def credit_advantages(groups: Sequence[Group], normalize_std: bool) -> dict[tuple[int, int], list[float]]:
-    """Advantages of each row's credits, by (group number, row number): rewards compared inside one baseline."""
-    members: dict[tuple[int, Stream, str], list[tuple[int, int, int]]] = defaultdict(list)
+def credit_advantages(groups: Sequence[Group], config: RunConfig) -> dict[Place, float]:
+    """The advantage of each credit: rewards, less what overlong answers lose, compared inside one baseline."""
+    members: dict[tuple[int, Stream, str], list[Place]] = defaultdict(list)
     for g, r, _, row in _numbered_rows(groups):
         for c, credit in enumerate(row.credits):
             members[g, credit.stream, credit.baseline].append((g, r, c))
-    result = {(g, r): [0.0] * len(row.credits) for g, r, _, row in _numbered_rows(groups)}
+    result: dict[Place, float] = {}
     for places in members.values():
-        rewards = np.array([groups[g].rows[r].credits[c].reward for g, r, c in places])
-        for (g, r, c), advantage in zip(places, group_advantages(rewards, normalize_std), strict=True):
-            result[g, r][c] = float(advantage)
+        rewards = np.array([_reward(groups, place, config) for place in places])
+        result |= zip(places, group_advantages(rewards, config.grpo.normalize_std).tolist(), strict=True)
     return result
 
 
-def count_stream_tokens(groups: Sequence[Group]) -> Counter[Stream]:
-    """T_stream: trained tokens of each stream over the whole batch."""
-    tokens: Counter[Stream] = Counter()
-    for _, _, group, row in _numbered_rows(groups):
-        for credit in (c for c in row.credits if c.weight):
-            tokens[credit.stream] += sum(len(s.token_ids) for s in _credited(group, row, credit))
-    return tokens
+def _reward(groups: Sequence[Group], place: Place, config: RunConfig) -> float:
+    credit, segments = _credited(groups, place)
+    longest = max((len(s.token_ids) for s in segments), default=0)
+    return credit.reward - overlong_penalty(longest, config.rollout.tokens_per_turn, config.grpo.overlong)
+
+
+def _trained(groups: Sequence[Group], place: Place, config: RunConfig) -> bool:
+    """Whether a credit's tokens are trained: not without weight, nor where an answer was cut and those are masked."""
+    credit, segments = _credited(groups, place)
+    return credit.weight != 0 and not (config.grpo.overlong.mask_truncated and not all(s.ended for s in segments))
+
+
+def _credit_lengths(groups: Sequence[Group], trained: dict[Place, bool]) -> Iterator[tuple[Stream, int]]:
+    """(stream, trained tokens) of each trained credit."""
+    for place in (place for place, is_trained in trained.items() if is_trained):
+        credit, segments = _credited(groups, place)
+        yield credit.stream, sum(len(s.token_ids) for s in segments)
+
+
+def _credited(groups: Sequence[Group], place: Place) -> tuple[Credit, list[Segment]]:
+    g, r, c = place
+    row = groups[g].rows[r]
+    credit = row.credits[c]
+    segments = groups[g].trajectories[row.trajectory].segments[credit.first : credit.last]
+    return credit, [s for s in segments if s.sampled]
 
 
 def _numbered_rows(groups: Sequence[Group]) -> Iterator[tuple[int, int, Group, Row]]:
@@ -78,38 +102,38 @@ def _numbered_rows(groups: Sequence[Group]) -> Iterator[tuple[int, int, Group, R
             yield g, r, group, row
 
 
-def _credited(group: Group, row: Row, credit: Credit) -> list[Segment]:
-    segments = group.trajectories[row.trajectory].segments[credit.first : credit.last]
-    return [s for s in segments if s.sampled]
-
-
 def _training_row(
-    group: Group, row: Row, advantages: Sequence[float], per_token: dict[Stream, float], importance_cap: float | None
+    group: Group, row: Row, judged: Sequence[tuple[float, bool]], shares: Shares, importance_cap: float | None
 ) -> TrainingRow:
+    """judged: (advantage, whether trained) of each credit."""
     segments = group.trajectories[row.trajectory].segments
     context = [s.token_ids for s in segments[: row.first]] if row.context_ids is None else [row.context_ids]
-    lengths = [sum(map(len, context)), *(len(s.token_ids) for s in segments[row.first :])]
-    starts = np.cumsum(lengths)
+    starts = np.cumsum([sum(map(len, context)), *(len(s.token_ids) for s in segments[row.first :])])
     n = int(starts[-1])
-    out = TrainingRow(
+    sequences, streams, versions = (np.full(n, -1, np.int32) for _ in range(3))
+    logprobs, advantages, weights = (np.zeros(n, np.float32) for _ in range(3))
+    for number, (credit, (advantage, trained)) in enumerate(zip(row.credits, judged, strict=True)):
+        own = [i for i in range(credit.first, credit.last) if segments[i].sampled]
+        length = sum(len(segments[i].token_ids) for i in own)
+        for index in own if trained else ():
+            start = int(starts[index - row.first])
+            place = slice(start, start + len(segments[index].token_ids))
+            logprobs[place] = segments[index].behaviour_logprobs
+            versions[place] = segments[index].policy_versions
+            sequences[place] = number
+            streams[place] = STREAMS.index(credit.stream)
+            advantages[place] = advantage
+            weights[place] = credit.weight * shares.of_token(credit.stream, length)
+    targets = np.flatnonzero(sequences >= 0).astype(np.int32)
+    return TrainingRow(
         token_ids=np.concatenate([*context, *(s.token_ids for s in segments[row.first :])]).astype(np.int32),
-        loss_mask=np.zeros(n, np.bool_),
-        behaviour_logprobs=np.zeros(n, np.float32),
-        policy_versions=np.full(n, -1, np.int32),
-        advantages=np.zeros(n, np.float32),
-        loss_weights=np.zeros(n, np.float32),
+        targets=targets,
+        sequences=sequences[targets],
+        streams=streams[targets],
+        behaviour_logprobs=logprobs[targets],
+        policy_versions=versions[targets],
+        advantages=advantages[targets],
+        loss_weights=weights[targets],
         own_context=row.context_ids is None,
         importance_cap=importance_cap if row.context_ids is None else row.importance_cap,
     )
-    for credit, advantage in zip(row.credits, advantages, strict=True):
-        for index in range(credit.first, credit.last):
-            segment = segments[index]
-            if segment.sampled:
-                start = int(starts[index - row.first])
-                place = slice(start, start + len(segment.token_ids))
-                out.loss_mask[place] = True
-                out.behaviour_logprobs[place] = segment.behaviour_logprobs
-                out.policy_versions[place] = segment.policy_versions
-                out.advantages[place] = advantage
-                out.loss_weights[place] = credit.weight * per_token[credit.stream]
-    return out

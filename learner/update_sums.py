@@ -10,25 +10,33 @@ from dataclasses import dataclass, fields
 class UpdateSums:
     """What one rank adds to an update's figures: sums over its trained tokens, so that ranks simply add up.
 
-    `own_*`: tokens sampled under the learner's own version and trained in their own context, where engine and learner
-    must agree; `own_abs_diff_max` is a maximum, `seconds`, `grad_norm` and `lr` are the same on all ranks.
+    forward_tokens: tokens worked through. attended: positions attention worked through, padding included. kl: distance
+    to the reference. left_out: tokens that masks kept from the loss. `own_*`: tokens sampled under the learner's own
+    version and trained in their own context, where engine and learner must agree; `own_abs_diff_max` is a maximum.
+    steps, skipped_steps: optimizer steps made, and left out for want of a finite gradient; they, `seconds`,
+    `grad_norm` and `lr` are the same on all ranks.
     """
 
     loss: float = 0.0
     tokens: int = 0
     forward_tokens: int = 0
+    attended: int = 0
     entropy: float = 0.0
     clipped: float = 0.0
     importance: float = 0.0
+    kl: float = 0.0
+    left_out: float = 0.0
     own_tokens: int = 0
     own_abs_diff: float = 0.0
     own_abs_diff_max: float = 0.0
+    steps: int = 0
+    skipped_steps: int = 0
     seconds: float = 0.0
     grad_norm: float = 0.0
     lr: float = 0.0
 
 
-SAME_ON_ALL_RANKS = frozenset({"own_abs_diff_max", "seconds", "grad_norm", "lr"})
+SAME_ON_ALL_RANKS = frozenset({"own_abs_diff_max", "steps", "skipped_steps", "seconds", "grad_norm", "lr"})
 
 
 def add_up(ranks: Sequence[UpdateSums]) -> UpdateSums:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import nn
 
 from configs.schema import RunConfig
 
@@ -44,17 +45,13 @@ def _quieten() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
-def zero3_engine(config: RunConfig, policy: str) -> tuple[Any, torch.optim.Optimizer]:
-    """The policy's module under ZeRO-3, in training mode, and its optimizer."""
+def zero3_engine(config: RunConfig, model: nn.Module) -> tuple[Any, torch.optim.Optimizer]:
+    """The policy's module under ZeRO-3, in training mode, and its optimizer, over what has a gradient."""
     import deepspeed
-    from transformers import AutoModelForCausalLM
 
-    # Float32 weights also for bfloat16 runs: DeepSpeed keeps the optimizer's copy exact and casts the module itself.
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    if config.deepspeed.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    _one_unit_a_layer(model)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [p for p in model.parameters() if p.requires_grad],
         lr=config.optim.lr,
         betas=(config.optim.beta1, config.optim.beta2),
         weight_decay=config.optim.weight_decay,
@@ -64,8 +61,36 @@ def zero3_engine(config: RunConfig, policy: str) -> tuple[Any, torch.optim.Optim
     return engine, wrapped
 
 
+def zero3_reference(config: RunConfig, model: nn.Module) -> Any:
+    """A frozen module, partitioned over the ranks like the policy, without gradients or optimizer."""
+    import deepspeed
+
+    _one_unit_a_layer(model)
+    engine, _, _, _ = deepspeed.initialize(model=model, config=_deepspeed_settings(config))
+    engine.eval()
+    return engine
+
+
+def _one_unit_a_layer(model: nn.Module) -> None:
+    """Fetch a decoder layer's parameters at once and not linear by linear: a tenth of the hooks and of the messages."""
+    from deepspeed.utils import set_z3_leaf_modules
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = sorted({type(m) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)}, key=str)
+    if layers:
+        set_z3_leaf_modules(model, layers)
+
+
 def _deepspeed_settings(config: RunConfig) -> dict[str, Any]:
-    bucket = config.deepspeed.bucket_mib << 18  # in elements of 4 bytes
+    settings = config.deepspeed
+    bucket = settings.bucket_mib << 18  # in elements of 4 bytes
+    on_gpu = settings.gpus_per_rank > 0
+    in_host_memory = {"device": "cpu", "pin_memory": on_gpu}
+    offload: dict[str, Any] = {}
+    if settings.offload != "none":
+        offload["offload_optimizer"] = in_host_memory
+    if settings.offload == "all":
+        offload["offload_param"] = in_host_memory
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -73,13 +98,16 @@ def _deepspeed_settings(config: RunConfig) -> dict[str, Any]:
         "gradient_clipping": config.optim.max_grad_norm,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own Adam for offloaded state is compiled at first use; torch's needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "stage": 3,
-            "overlap_comm": config.deepspeed.gpus_per_rank > 0,
+            "overlap_comm": on_gpu,
             "contiguous_gradients": True,
             "stage3_param_persistence_threshold": 0,
             "stage3_gather_16bit_weights_on_model_save": True,
             "reduce_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
+            **offload,
         },
     }

@@ -35,7 +35,7 @@ HEAVY = {
         "orchestration/session.py",
     },
     "vllm": {"actors/engine.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
-    "deepspeed": {"learner/gather.py", "learner/zero3.py"},
+    "deepspeed": {"learner/checkpoint.py", "learner/gather.py", "learner/zero3.py"},
 }
 LINES_A_FILE = 400
 LINES_OF_THE_LOOP = 40

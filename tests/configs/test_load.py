@@ -53,14 +53,14 @@ def test_the_file_then_the_overrides_count(write: Write) -> None:
     overrides = [
         "rollout.actors=5",
         "optim.lr=1e-4",
-        "grpo.importance_cap=null",
+        "grpo.importance.cap=null",
         "run.name=my-run",
         "sampler.sketches=6",
     ]
     config = load_config(path, overrides)
     assert config.rollout.actors == 5
     assert config.optim.lr == 1e-4
-    assert config.grpo.importance_cap is None
+    assert config.grpo.importance.cap is None
     assert config.run.name == "my-run"
     assert isinstance(config.sampler, SesaSettings)
     assert config.sampler.sketches == 6
@@ -228,7 +228,7 @@ def test_what_to_yaml_writes_loads_equal(
             "run": {"name": name},
             "model": {"path": path},
             "optim": {"lr": lr},
-            "grpo": {"importance_cap": cap},
+            "grpo": {"importance": {"cap": cap}},
             "sampler": {"name": "sesa", "sketches": sketches},
         }
     )

@@ -19,16 +19,17 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
 
 def row(*token_ids: int, importance_cap: float | None = 2.0, own_context: bool = True) -> TrainingRow:
-    """Trained from the second token on; floats that neither an integer nor a float16 holds."""
-    n = len(token_ids)
-    trained = np.arange(n) > 0
+    """Trained from the second token on, each token but the last a sequence with its follower; odd floats."""
+    m = len(token_ids) - 1
     return TrainingRow(
         token_ids=np.array(token_ids, np.int32),
-        loss_mask=trained,
-        behaviour_logprobs=np.where(trained, -np.arange(n) / 3, 0).astype(np.float32),
-        policy_versions=np.where(trained, 7, -1).astype(np.int32),
-        advantages=np.where(trained, np.float32(1 / 7), 0).astype(np.float32),
-        loss_weights=np.where(trained, np.float32(1e-5 / 3), 0).astype(np.float32),
+        targets=np.arange(1, m + 1, dtype=np.int32),
+        sequences=np.arange(m, dtype=np.int32) // 2,
+        streams=np.ones(m, np.int32),
+        behaviour_logprobs=(-np.arange(1, m + 1) / 3).astype(np.float32),
+        policy_versions=np.full(m, 7, np.int32),
+        advantages=np.full(m, 1 / 7, np.float32),
+        loss_weights=np.full(m, 1e-5 / 3, np.float32),
         own_context=own_context,
         importance_cap=importance_cap,
     )
@@ -37,8 +38,8 @@ def row(*token_ids: int, importance_cap: float | None = 2.0, own_context: bool =
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def padded_tokens(batch: Sequence[int], lengths: Sequence[int]) -> int:
-    return len(batch) * max(lengths[i] for i in batch)
+def tokens_of(batch: Sequence[int], lengths: Sequence[int]) -> int:
+    return sum(lengths[i] for i in batch)
 
 
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 200))
@@ -54,87 +55,99 @@ def test_a_plan_holds_each_row_once_and_keeps_ranks_in_step(lengths: list[int], 
 def test_the_budget_is_kept_but_for_single_long_rows(lengths: list[int], ranks: int, budget: int) -> None:
     for share in plan_micro_batches(lengths, ranks, budget):
         for batch in filter(None, share):
-            assert padded_tokens(batch, lengths) <= budget or len(batch) == 1
+            assert tokens_of(batch, lengths) <= budget or len(batch) == 1
 
 
 @given(LENGTHS, st.integers(1, 5))
 def test_ranks_get_about_the_same_tokens(lengths: list[int], ranks: int) -> None:
-    """Dealt out back and forth, no two ranks are further apart than the longest row."""
-    shares = [sum(lengths[i] for batch in share for i in batch) for share in plan_micro_batches(lengths, ranks, 100)]
+    """No two ranks are further apart than the longest row."""
+    shares = [sum(tokens_of(batch, lengths) for batch in share) for share in plan_micro_batches(lengths, ranks, 100)]
     assert max(shares) - min(shares) <= max(lengths)
 
 
-@given(st.lists(st.integers(1, 60), min_size=8, max_size=40), st.integers(2, 4))
-def test_ranks_get_the_same_number_of_rows_but_for_one(lengths: list[int], ranks: int) -> None:
-    counts = [sum(map(len, share)) for share in plan_micro_batches(lengths, ranks, 100)]
-    assert max(counts) - min(counts) <= 1
+@given(LENGTHS, st.integers(1, 3), st.integers(60, 200))
+def test_the_longest_row_of_a_micro_batch_comes_first(lengths: list[int], ranks: int, budget: int) -> None:
+    """Rows of like length are neighbours: attention pads them to each other."""
+    for share in plan_micro_batches(lengths, ranks, budget):
+        for batch in share:
+            own = [lengths[i] for i in batch]
+            assert own == sorted(own, reverse=True)
 
 
 def test_a_plan_by_hand() -> None:
-    """Longest first, back and forth: rank 0 gets 9, 4, 3; rank 1 gets 8, 6, 1. A budget of 12 holds 4 + 3 and 6 + 1."""
-    plan = plan_micro_batches([3, 9, 6, 1, 8, 4], ranks=2, tokens_per_micro_batch=12)
+    """Longest first to the emptiest: 9, 4, 3 and 8, 6, 1; two micro-batches of at most 12 tokens on each rank."""
+    plan = plan_micro_batches([3, 9, 6, 1, 8, 4], ranks=2, budget=12)
     assert plan == [[[1], [5, 0]], [[4], [2, 3]]]
 
 
 def test_ranks_without_rows_stand_in() -> None:
-    assert plan_micro_batches([5, 5], ranks=3, tokens_per_micro_batch=5) == [[[0]], [[1]], [[]]]
-    assert plan_micro_batches([5, 5, 5], ranks=2, tokens_per_micro_batch=5) == [[[0], []], [[1], [2]]]
+    assert plan_micro_batches([5, 5], ranks=3, budget=5) == [[[0]], [[1]], [[]]]
+    assert plan_micro_batches([5, 5, 5], ranks=2, budget=5) == [[[0], [2]], [[1], []]]
 
 
-def test_like_lengths_come_together() -> None:
-    """Four rows of 10 and four of 1 take two forwards of 40 and 4 padded tokens, not mixtures of 80."""
-    plan = plan_micro_batches([10, 1, 10, 1, 10, 1, 10, 1], ranks=1, tokens_per_micro_batch=40)
-    assert plan == [[[0, 2, 4, 6], [1, 3, 5, 7]]]
+def test_a_row_beyond_the_budget_has_a_micro_batch_of_its_own() -> None:
+    assert plan_micro_batches([50, 2, 2], ranks=1, budget=10) == [[[0], [1, 2]]]
 
 
 # --- the tensors -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_padded_on_the_right() -> None:
-    batch = collate([row(5, 6, 7), row(8, importance_cap=None, own_context=False)], CPU)
-    assert batch.token_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.loss_mask.tolist() == [[False, True, True], [False, False, False]]
-    assert batch.policy_versions.tolist() == [[-1, 7, 7], [-1, -1, -1]]
-    assert batch.advantages[1].tolist() == batch.loss_weights[1].tolist() == [0.0, 0.0, 0.0]
-    assert batch.importance_caps.tolist() == [[2.0], [float("inf")]]
-    assert batch.own_context.tolist() == [[True], [False]]
+def test_rows_lie_end_to_end() -> None:
+    batch = collate([row(5, 6, 7), row(8, 9, importance_cap=None, own_context=False)], CPU)
+    assert batch.token_ids.tolist() == [5, 6, 7, 8, 9]
+    assert batch.lengths == (3, 2)
+    assert batch.targets.tolist() == [1, 2, 4]
+    assert batch.token_ids[batch.targets].tolist() == [6, 7, 9]
+    assert batch.sequences.tolist() == [0, 0, 1]
+    assert batch.streams.tolist() == [1, 1, 1]
+    assert batch.policy_versions.tolist() == [7, 7, 7]
+    assert batch.importance_caps.tolist() == [2.0, 2.0, float("inf")]
+    assert batch.own_context.tolist() == [True, True, False]
+    assert batch.rows == 2
+
+
+def test_sequences_are_numbered_over_the_whole_micro_batch() -> None:
+    batch = collate([row(*range(6)), row(*range(3)), row(*range(4))], CPU)
+    assert batch.sequences.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5]
+
+
+def test_a_row_without_trained_tokens_is_context_alone() -> None:
+    batch = collate([row(1), row(2, 3)], CPU)
+    assert batch.lengths == (1, 2)
+    assert batch.targets.tolist() == [2]
+    assert batch.sequences.tolist() == [0]
 
 
 @pytest.mark.parametrize("name", ["behaviour_logprobs", "advantages", "loss_weights"])
 def test_floats_arrive_exactly(name: str) -> None:
-    """They were cut to whole numbers once: the buffer had the type of the fill value."""
     rows = [row(*range(9)), row(*range(4))]
     tensor: torch.Tensor = getattr(collate(rows, CPU), name)
     assert tensor.dtype == torch.float32
-    for i, one in enumerate(rows):
-        values = getattr(one, name)
-        assert tensor[i, : len(values)].tolist() == values.tolist()
-        assert tensor[i, len(values) :].tolist() == [0.0] * (9 - len(values))
+    assert tensor.tolist() == [value for one in rows for value in getattr(one, name).tolist()]
 
 
 def test_large_token_ids_and_versions_arrive_exactly() -> None:
     big = 2**31 - 1
-    one = replace(row(big, 2**24 + 1), policy_versions=np.array([-1, big], np.int32))
-    batch = collate([one], CPU)
-    assert (batch.token_ids.dtype, batch.token_ids.tolist()) == (torch.long, [[big, 2**24 + 1]])
-    assert batch.policy_versions.tolist() == [[-1, big]]
+    batch = collate([replace(row(big, 2**24 + 1), policy_versions=np.array([big], np.int32))], CPU)
+    assert (batch.token_ids.dtype, batch.token_ids.tolist()) == (torch.long, [big, 2**24 + 1])
+    assert batch.policy_versions.tolist() == [big]
 
 
 def test_a_stand_in_can_be_run_and_trains_nothing() -> None:
     batch = collate([], CPU)
-    assert batch.token_ids.shape == (1, 2)  # one position to predict a token from
-    assert batch.attention_mask.tolist() == [[1, 1]]
-    assert not batch.loss_mask.any()
-    assert batch.loss_weights.tolist() == batch.advantages.tolist() == [[0.0, 0.0]]
-    assert batch.importance_caps.tolist() == [[float("inf")]]
-    assert batch.own_context.tolist() == [[False]]
+    assert batch.rows == 0
+    assert batch.lengths == (2,)  # one position to predict a token from
+    assert batch.targets.tolist() == [1]
+    assert batch.loss_weights.tolist() == batch.advantages.tolist() == [0.0]
+    assert batch.importance_caps.tolist() == [float("inf")]
+    assert batch.own_context.tolist() == [False]
 
 
-@given(st.lists(st.integers(1, 6), max_size=5))
+@given(st.lists(st.integers(2, 6), max_size=5))
 def test_shapes(lengths: list[int]) -> None:
     batch = collate([row(*range(n)) for n in lengths], CPU)
-    rows, width = max(len(lengths), 1), max(lengths, default=2)
+    trained = sum(n - 1 for n in lengths) or 1
     for f in fields(MicroBatch):
-        expected = (rows, 1) if f.name in ("importance_caps", "own_context") else (rows, width)
-        assert getattr(batch, f.name).shape == expected, f.name
+        value = getattr(batch, f.name)
+        if isinstance(value, torch.Tensor):
+            assert value.shape == ((sum(lengths) or 2,) if f.name == "token_ids" else (trained,)), f.name

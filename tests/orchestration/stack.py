@@ -22,7 +22,7 @@ from orchestration.tickets import training_ticket
 SETTINGS: dict[str, Any] = {
     "model": {"max_model_len": 512},
     "sampler": {"name": "sesa", "sketches": 4, "train_on": "both"},
-    "grpo": {"drop_zero_signal": False, "importance_cap": None},
+    "grpo": {"drop_zero_signal": False, "importance": {"cap": None}},
     "optim": {"lr": 5e-3, "max_grad_norm": 1e9},
     "deepspeed": {"tokens_per_micro_batch": 2048},
     "cluster": {"dashboard": False, "local_cpus": 8},

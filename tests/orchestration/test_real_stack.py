@@ -17,7 +17,9 @@ from envs.codec import decode_group
 from envs.trajectory import Group
 from learner.batches import collate
 from learner.gather import by_layer
-from learner.losses import clipped_policy_gradient, token_logprobs, weighted_sum
+from learner.logprobs import token_logprobs
+from learner.models import target_logits
+from learner.objective import batch_loss
 from learner.rows import training_rows
 from orchestration.tickets import held_out_tickets, training_ticket
 from tests.orchestration.stack import SETTINGS, Stack, assert_engine_and_learner_agree, started
@@ -55,13 +57,12 @@ def test_an_update_equals_one_process_of_plain_torch(stack: Stack) -> None:
     sums, messages = stack.run(one_update)
     assert_engine_and_learner_agree(sums)
 
-    rows = training_rows([decode_group(m) for m in messages], stack.config.grpo)
+    rows = training_rows([decode_group(m) for m in messages], stack.config)
     assert {row.own_context for row in rows} == {True, False}
     batch = collate(rows, torch.device("cpu"))
-    logits = before(input_ids=batch.token_ids, attention_mask=batch.attention_mask).logits[:, :-1]
-    logprobs, _ = token_logprobs(logits, batch.token_ids[:, 1:], 1.0)
-    losses, _ = clipped_policy_gradient(logprobs, logprobs.detach(), batch.advantages[:, 1:], 0.2, 0.2)
-    loss = weighted_sum(losses, batch.loss_weights[:, 1:])
+    logits = target_logits(before, batch, packing=False)
+    logprobs, entropy = token_logprobs(logits, batch.token_ids[batch.targets], 1.0)
+    loss = batch_loss(batch, logprobs, entropy, logprobs.detach(), None, None, stack.config.grpo).total
     assert loss.item() == pytest.approx(sums.loss, abs=1e-5)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in before.parameters() if p.grad is not None])
