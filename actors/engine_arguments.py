@@ -33,6 +33,7 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
         # The learner divides logits by the temperature too: both sides speak of the distribution sampled from.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": {"backend": config.transfer_backend},
+        "worker_extension_cls": "actors.weight_receiver.WeightTaking",
         "disable_log_stats": True,
         "seed": index,
         **memory,

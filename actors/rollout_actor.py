@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.actor import ActorHandle
 from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
 from actors.env_workers import EnvWorkers
+from actors.received import Received
 from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
 from actors.samplers.parallel import ParallelSampler
@@ -81,30 +83,24 @@ class RolloutActor:
         groups = await asyncio.gather(*(self._sample_insisting(ticket, sampler) for ticket in tickets))
         return [encode_group(group) for group in groups]
 
-    async def weights_checksum(self) -> int | None:
-        """CRC-32 of the bytes of the last weight update, where the transfer backend keeps it."""
-        checksum = await self._engine.worker_call(_received_checksum)
-        return None if checksum is None else int(checksum)
-
     async def clock(self) -> EngineClock:
         return self._engine.clock()
 
-    async def init_weight_transfer_engine(self, request: Any) -> None:
-        await self._engine.worker_call("init_weight_transfer_engine", init_info=request.init_info)
+    async def init_weight_transfer_engine(self, init_info: Any) -> None:
+        """Join the learner's weight group, leaving the one before; `init_info` is the transfer backend's."""
+        await self._engine.worker_call("shutdown_weight_transfer_engine")
+        await self._engine.worker_call("init_weight_transfer_engine", init_info=init_info)
 
-    async def start_weight_update(self) -> None:
+    async def update_weights(self, update_info: Any, version: int) -> Received:
+        """Take what the learner sends and go on sampling as `version`. After an error the engine stays paused."""
+        began = time.monotonic()
         await self._engine.pause()
-        await self._engine.worker_call("start_weight_update")
-
-    async def update_weights(self, request: Any) -> None:
-        await self._engine.worker_call("update_weights", update_info=request.update_info)
-
-    async def finish_weight_update(self, version: int) -> int | None:
-        """Load what came, go on sampling as `version`; returns the CRC-32 of the received bytes where it is kept."""
-        await self._engine.worker_call("finish_weight_update")
-        checksum = await self.weights_checksum()
+        paused = time.monotonic()
+        received: Received = await self._engine.worker_call("take_weights", update_info=update_info)
+        loaded = time.monotonic()
         await self._engine.resume(str(version))
-        return checksum
+        pause_s, load_s = paused - began, time.monotonic() - loaded
+        return replace(received, pause_s=received.pause_s + pause_s, load_s=received.load_s + load_s)
 
     async def _sample_group(self, ticket: Ticket, sampler: Sampler) -> Group:
         rollout = Rollout(ticket, self._shared)
@@ -147,7 +143,3 @@ def _receipt(group: Group, state: str, cause: str) -> Receipt:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[-1].strip()
-
-
-def _received_checksum(worker: Any) -> int | None:
-    return getattr(worker.weight_transfer_engine, "checksum", None)

@@ -96,7 +96,8 @@ class GrpoSettings(Settings):
     groups_per_update: PositiveInt = 16
     epochs: PositiveInt = Field(1, description="passes over one batch, one optimizer step each")
     objective: Literal["clip", "gspo", "cispo"] = Field(
-        "clip", description="clip: PPO and GRPO; gspo: ratio of a whole sequence; cispo: clipped weight, no lost gradient"
+        "clip",
+        description="clip: PPO, GRPO; gspo: ratio of a whole sequence; cispo: clipped weight, no lost gradient",
     )
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
@@ -134,6 +135,8 @@ class GrpoSettings(Settings):
                 "entropy.name (kl_cov) holds tokens near the policy before the update, and with epochs (1) the update "
                 "is one step from there: raise epochs, or set old_policy to behaviour"
             )
+        if self.dual_clip is not None and self.objective == "cispo":
+            raise ValueError(f"dual_clip ({self.dual_clip:g}) bounds a ratio, and objective (cispo) has a weight instead")
         if isinstance(self.entropy, ClipCov) and self.entropy.low >= self.entropy.high:
             raise ValueError(f"entropy.low ({self.entropy.low:g}) must be below entropy.high ({self.entropy.high:g})")
         return self

@@ -160,7 +160,7 @@ class SyncSettings(Settings):
     backend: Literal["auto", "nccl", "gloo"] = Field(
         "auto", description="auto: nccl when the engines have GPUs, else gloo"
     )
-    bucket_mib: PositiveInt = Field(64, description="packed broadcast buffer")
+    bucket_mib: PositiveInt = Field(16, description="packed broadcast buffer")
     checksum: bool = Field(False, description="compare a CRC-32 of what was sent with what every actor received")
     timeout_s: PositiveFloat = Field(120.0, description="one broadcast, all actors")
 

@@ -1,4 +1,4 @@
-"""Token-budget micro-batches: rows end to end without padding, the same number of micro-batches on every rank."""
+"""Micro-batches as tensors: rows end to end without padding, a beginning that rows share once."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.layout import Layout, layout_of
+from learner.layout import Layout, Piece, layout_of
+from learner.plan import Unit
 from learner.rows import TrainingRow
-
-Plan = list[list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows end to end, T tokens of which N are trained.
+    """T tokens of which N are trained.
 
-    token_ids: (T,). layout: where the rows lie, in the order of `lengths`, the tokens of each. targets: (N,) places of the trained tokens in token_ids; what follows
-    is (N,) too and of them. sequences: which sequence of the micro-batch, from 0. importance_caps: infinite where a
-    token is not corrected. rows: 0 for a stand-in, which trains nothing.
+    token_ids: (T,). lengths: tokens of each row, shared ones counted in each. layout: where rows lie. targets: (N,)
+    places of the trained tokens in token_ids, sources: of the tokens before them. What follows is (N,) too and of them.
+    sequences: which sequence of the micro-batch, from 0. importance_caps: infinite where a token is not corrected.
+    rows: 0 for a stand-in, which trains nothing.
     """
 
     token_ids: Tensor
     lengths: tuple[int, ...]
     layout: Layout
     targets: Tensor
+    sources: Tensor
     sequences: Tensor
     streams: Tensor
     behaviour_logprobs: Tensor
@@ -39,58 +40,31 @@ class MicroBatch:
     rows: int
 
 
-def plan_micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> Plan:
-    """Row numbers by [rank][micro-batch], longest row first; an empty micro-batch keeps the ranks in step.
-
-    budget: tokens of a micro-batch.
-    Each row goes to the rank with the fewest tokens so far, and there to the micro-batch with the fewest, so that all
-    ranks have about the same work. A micro-batch stays within it, but for a single row that is longer than it.
-    Under ZeRO-3 every forward is a collective: ranks with unequal numbers of forwards would wait for ever.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    shares = _spread(order, lengths, ranks)
-    number = max(-(-sum(min(lengths[i], budget) for i in share) // budget) for share in shares)
-    while True:
-        plan = [_spread(share, lengths, number) for share in shares]
-        batches = [batch for rank in plan for batch in rank]
-        if all(len(b) <= 1 or sum(lengths[i] for i in b) <= budget for b in batches):
-            return plan
-        number += 1
-
-
-def _spread(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list[int]]:
-    """Rows over `bins` so that tokens are about even: each to the emptiest bin, the first of equals."""
-    spread: list[list[int]] = [[] for _ in range(bins)]
-    tokens = [0] * bins
-    for row in rows:
-        place = min(range(bins), key=tokens.__getitem__)
-        spread[place].append(row)
-        tokens[place] += lengths[row]
-    return spread
-
-
-def collate(rows: Sequence[TrainingRow], device: torch.device) -> MicroBatch:
-    """Rows end to end; without rows a stand-in of two tokens that trains nothing."""
-    if not rows:
+def collate(all_rows: Sequence[TrainingRow], units: Sequence[Unit], device: torch.device) -> MicroBatch:
+    """The rows of the units, in their order; without units a stand-in of two tokens that trains nothing."""
+    if not units:
         return _stand_in(device)
-    starts = np.cumsum([0, *(len(row.token_ids) for row in rows)])
+    pieces, tokens, targets, sources = _placed(all_rows, units)
+    rows = [all_rows[i] for unit in units for i in unit.rows]
     counts = [len(row.targets) for row in rows]
-    sequences = [int(row.sequences.max(initial=-1)) + 1 for row in rows]
-    first_sequence = np.cumsum([0, *sequences])[:-1]
+    first_sequence = np.cumsum([0, *(int(row.sequences.max(initial=-1)) + 1 for row in rows)])[:-1]
+
+    def tensor(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(np.concatenate(arrays), dtype=dtype, device=device)
 
     def joined(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(np.concatenate([getattr(row, name) for row in rows]), dtype=dtype, device=device)
+        return tensor([getattr(row, name) for row in rows], dtype)
 
     def repeated(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.repeat(np.asarray(values), counts), dtype=dtype, device=device)
 
     caps = [float("inf") if row.importance_cap is None else row.importance_cap for row in rows]
-    lengths = tuple(len(row.token_ids) for row in rows)
     return MicroBatch(
-        token_ids=joined("token_ids", torch.long),
-        lengths=lengths,
-        layout=layout_of(lengths, device),
-        targets=joined("targets", torch.long) + repeated(starts[:-1].tolist(), torch.long),
+        token_ids=tensor(tokens, torch.long),
+        lengths=tuple(len(row.token_ids) for row in rows),
+        layout=layout_of(pieces, device),
+        targets=tensor(targets, torch.long),
+        sources=tensor(sources, torch.long),
         sequences=joined("sequences", torch.long) + repeated(first_sequence.tolist(), torch.long),
         streams=joined("streams", torch.long),
         behaviour_logprobs=joined("behaviour_logprobs", torch.float32),
@@ -103,14 +77,42 @@ def collate(rows: Sequence[TrainingRow], device: torch.device) -> MicroBatch:
     )
 
 
+def _placed(
+    rows: Sequence[TrainingRow], units: Sequence[Unit]
+) -> tuple[list[Piece], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Pieces, their tokens, and the places of each row's targets and of the tokens before those."""
+    pieces: list[Piece] = []
+    tokens: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    sources: list[np.ndarray] = []
+    end = 0
+    for unit in units:
+        shared = end
+        if unit.prefix:
+            pieces.append(Piece(shared, unit.prefix))
+            tokens.append(rows[unit.rows[0]].token_ids[: unit.prefix])
+            end += unit.prefix
+        for row in (rows[i] for i in unit.rows):
+            own = row.token_ids[unit.prefix :]
+            pieces.append(Piece(end, len(own), shared, unit.prefix))
+            tokens.append(own)
+            place = row.targets + (end - unit.prefix)
+            targets.append(place)
+            # What comes before a row's first own token is the shared beginning's last.
+            sources.append(np.where(row.targets == unit.prefix, shared + unit.prefix, place) - 1)
+            end += len(own)
+    return pieces, tokens, targets, sources
+
+
 def _stand_in(device: torch.device) -> MicroBatch:
     """One target without weight: its backward visits every parameter, as those of the other ranks do."""
     one, zero = torch.ones(1, dtype=torch.long, device=device), torch.zeros(1, device=device)
     return MicroBatch(
         token_ids=torch.zeros(2, dtype=torch.long, device=device),
         lengths=(2,),
-        layout=layout_of((2,), device),
+        layout=layout_of([Piece(0, 2)], device),
         targets=one,
+        sources=one - 1,
         sequences=one - 1,
         streams=one - 1,
         behaviour_logprobs=zero,

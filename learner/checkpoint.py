@@ -10,7 +10,6 @@ every draw is derived from the run's seed, an index and a purpose.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from learner.durable import sync, write_durably
 from learner.gather import by_layer
 
 FORMAT = 1
@@ -37,7 +37,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 _CHUNK = 1 << 24  # bytes read at once while a checksum is made
 
 
-class CheckpointError(RuntimeError):
+class StateError(RuntimeError):
     """The learner's state cannot be written or taken up; names the file and what is wrong with it."""
 
 
@@ -65,7 +65,7 @@ class LearnerState(BaseModel):
 def save_state(engine: Any, folder: Path | str, version: int) -> None:
     """Write the state of a ZeRO-3 engine; every byte is on disk when it returns. Layer n is written by rank n % ranks.
 
-    No rank holds more than one layer. Raises CheckpointError on all ranks when one of them could not write.
+    No rank holds more than one layer. Raises StateError on all ranks when one of them could not write.
     """
     folder, rank, ranks = Path(folder), dist.get_rank(), dist.get_world_size()
     steps = _steps(engine)
@@ -89,19 +89,20 @@ def save_state(engine: Any, folder: Path | str, version: int) -> None:
     if rank == 0 and not failures:
         state = LearnerState(format=FORMAT, version=version, steps=steps, layers=tuple(layers))
         try:
-            _write(folder / STATE_FILE, state.model_dump_json(indent=1).encode())
-            _sync_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_durably(folder / STATE_FILE, state.model_dump_json(indent=1).encode())
+            sync(folder)
         except OSError as error:
             failures = [_cause(folder, error)]
     failures = _tell_all(failures)[0]
     if failures:
-        raise CheckpointError(failures[0])
+        raise StateError(failures[0])
 
 
 def load_state(engine: Any, folder: Path | str) -> int:
     """Take up a state that any number of ranks saved; returns its version.
 
-    Raises CheckpointError when a file is missing or damaged, or when the parameters are others.
+    Raises StateError when a file is missing or damaged, or when the parameters are others.
     """
     folder, rank, ranks = Path(folder), dist.get_rank(), dist.get_world_size()
     state = _read_state(folder / STATE_FILE)
@@ -119,7 +120,7 @@ def load_state(engine: Any, folder: Path | str) -> int:
                 for key in keys:
                     _set_part(parameter, key, file.get_tensor(f"{name}:{key}"), rank)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: damaged or missing: {error}") from error
+            raise StateError(f"{path}: damaged or missing: {error}") from error
     if persistent := engine.optimizer.persistent_parameters:
         persistent[0].all_gather(persistent)  # those ZeRO-3 keeps whole on every rank
     return state.version
@@ -176,22 +177,22 @@ def _read_state(path: Path) -> LearnerState:
     try:
         state = LearnerState.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise CheckpointError(f"{path}: not the state of a learner: {problem['msg']}") from error
+        raise StateError(f"{path}: not the state of a learner: {problem['msg']}") from error
     if state.format != FORMAT:
-        raise CheckpointError(f"{path}: format {state.format}, this version reads format {FORMAT}")
+        raise StateError(f"{path}: format {state.format}, this version reads format {FORMAT}")
     return state
 
 
 def _check_parameters(state: LearnerState, engine: Any, folder: Path) -> None:
-    """Raises CheckpointError naming the first parameter that differs."""
+    """Raises StateError naming the first parameter that differs."""
     saved = {name: shape for layer in state.layers for name, shape in layer.shapes.items()}
     present = {name: tuple(p.ds_shape) for layer in _trained_layers(engine) for name, p in layer}
     for name in sorted({*saved, *present}):
         if saved.get(name) != present.get(name):
-            raise CheckpointError(
+            raise StateError(
                 f"{folder}: {name} is {saved.get(name, 'missing')} there, {present.get(name, 'not trained')} in the "
                 "policy of this run: resume with the model it was saved with"
             )
@@ -199,25 +200,9 @@ def _check_parameters(state: LearnerState, engine: Any, folder: Path) -> None:
 
 def _write_layer(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> LayerFile:
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    _write(path, data)
-    return LayerFile(name=path.name, crc32=zlib.crc32(data), shapes=shapes)
-
-
-def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """The names of the files too are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_durably(path, data)
+    return LayerFile(name=path.name, crc32=zlib.crc32(data), shapes=shapes)
 
 
 def _check_sum(path: Path, expected: int) -> None:
@@ -227,9 +212,9 @@ def _check_sum(path: Path, expected: int) -> None:
             while data := file.read(_CHUNK):
                 crc = zlib.crc32(data, crc)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
     if crc != expected:
-        raise CheckpointError(f"{path}: damaged: its checksum is not that of {STATE_FILE}")
+        raise StateError(f"{path}: damaged: its checksum is not that of {STATE_FILE}")
 
 
 def _tell_all(what: Any) -> list[Any]:

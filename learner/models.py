@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.schema import LoraSettings, RunConfig
 from learner.batches import MicroBatch
@@ -16,7 +16,7 @@ class ModelError(ValueError):
     """The policy cannot be trained as asked; names the setting."""
 
 
-def load_policy(config: RunConfig, path: str) -> nn.Module:
+def load_policy(config: RunConfig, path: str) -> Any:
     """The causal LM at `path` in float32, with adapters where model.lora asks for them. Raises ModelError.
 
     Float32 for bfloat16 runs too: DeepSpeed keeps the optimizer's copy exact and casts the module itself.
@@ -34,7 +34,7 @@ def load_policy(config: RunConfig, path: str) -> nn.Module:
     return model
 
 
-def load_frozen(config: RunConfig, path: str) -> nn.Module:
+def load_frozen(config: RunConfig, path: str) -> Any:
     """The causal LM at `path`, untrained and without gradients; for a reference policy."""
     from transformers import AutoModelForCausalLM
 
@@ -48,11 +48,11 @@ def load_frozen(config: RunConfig, path: str) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def _with_adapters(model: nn.Module, settings: LoraSettings) -> nn.Module:
+def _with_adapters(model: Any, settings: LoraSettings) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
-        raise ModelError("model.lora needs the package peft: install it (pip install peft), or leave lora empty") from None
+        raise ModelError("model.lora needs the package peft: pip install peft, or leave model.lora empty") from None
     names: Any = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
     adapters = LoraConfig(
         r=settings.rank,
@@ -63,7 +63,7 @@ def _with_adapters(model: nn.Module, settings: LoraSettings) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, adapters)  # type: ignore[arg-type]
+        return get_peft_model(model, adapters)
     except ValueError as error:
         raise ModelError(f"model.lora.targets ({settings.targets}): {error}") from error
 
@@ -73,19 +73,18 @@ def target_logits(module: Any, batch: MicroBatch, packing: bool) -> Tensor:
 
     Only those positions go through the head.
     """
-    before = batch.targets - 1
     if packing:
         output = module(
             input_ids=batch.token_ids.unsqueeze(0),
             position_ids=batch.layout.position_ids,
-            logits_to_keep=before,
+            logits_to_keep=batch.sources,
             row_layout=batch.layout,
             use_cache=False,
         )
         return output.logits[0]
     token_ids, mask = _padded(batch)
     logits = module(input_ids=token_ids, attention_mask=mask.long(), use_cache=False).logits
-    return logits[mask][before]
+    return logits[mask][batch.sources]
 
 
 def _padded(batch: MicroBatch) -> tuple[Tensor, Tensor]:

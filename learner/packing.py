@@ -1,8 +1,8 @@
 """Rows end to end through a Hugging Face model: each row attends to itself, and nothing else is ever padded.
 
-The model runs on one sequence of T tokens; `packed_attention` takes it apart by rows. On a GPU in half precision it is
-the variable-length flash kernel of torch. Elsewhere rows of like length, which lie side by side, are padded to the
-longest of them for this one operation (`learner.layout`).
+The model runs on one sequence of T tokens, in which a beginning that rows share lies once; `packed_attention` takes it
+apart by rows. On a GPU in half precision it is the variable-length flash kernel of torch. Elsewhere pieces of like
+length are padded to the longest of them for this one operation (`learner.layout`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def check_packable(config: Any, max_model_len: int) -> None:
 
 
 def packed_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     row_layout: Layout | None = None,
@@ -54,37 +54,47 @@ def packed_attention(
     """Causal attention inside rows. query: (1, H, T, D); key, value: (1, H_kv, T, D); result: (1, T, H, D)."""
     if row_layout is None:
         raise PackingError("rows end to end need a row_layout: the model was called without one")
+    # (T, H, D): tokens first, so that what is gathered lies together.
+    states = [s[0].transpose(0, 1) for s in (query, key, value)]
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        return _varlen(query, key, value, scaling, row_layout), None
-    parts = [_chunk_attention(query, key, value, scaling, dropout, chunk) for chunk in row_layout.chunks]
-    return torch.cat(parts).unsqueeze(0), None
+        return _varlen(*states, scaling, row_layout).unsqueeze(0), None
+    parts = [_chunk_attention(*states, scaling, dropout, chunk) for chunk in row_layout.chunks]
+    return torch.cat(parts).index_select(0, row_layout.gathered).unsqueeze(0), None
 
 
 def _chunk_attention(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, chunk: Chunk
 ) -> Tensor:
-    """(tokens of the chunk, H, D)."""
+    """(pieces * length, H, D)."""
 
-    def rows(states: Tensor) -> Tensor:
-        own = states[0, :, chunk.first : chunk.last]
-        own = own if chunk.spread is None else own.index_select(1, chunk.spread)
-        return own.unflatten(1, (chunk.rows, chunk.length)).transpose(0, 1)
+    def rows(states: Tensor, places: Tensor) -> Tensor:
+        return states.index_select(0, places).unflatten(0, (chunk.pieces, -1)).transpose(1, 2)
 
     attended = F.scaled_dot_product_attention(
-        rows(query), rows(key), rows(value), is_causal=True, scale=scaling, dropout_p=dropout,
+        rows(query, chunk.queries),
+        rows(key, chunk.keys),
+        rows(value, chunk.keys),
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+        scale=scaling,
+        dropout_p=dropout,
         enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    tokens = attended.transpose(1, 2).flatten(0, 1)
-    return tokens if chunk.gathered is None else tokens.index_select(0, chunk.gathered)
+    )
+    return attended.transpose(1, 2).flatten(0, 1)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: Layout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    ends = layout.boundaries
-    out = varlen_attn(
-        q, k, v, ends, ends, layout.longest, layout.longest,
-        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    return out.unsqueeze(0)  # type: ignore[union-attr]
+    out: Any = varlen_attn(
+        query,
+        key.index_select(0, layout.keys),
+        value.index_select(0, layout.keys),
+        layout.query_ends,
+        layout.key_ends,
+        *layout.longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal, the last query at the last key
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out

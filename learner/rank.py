@@ -6,7 +6,6 @@ Every rank gets the whole batch and plans all shares alike, so T_stream and the 
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from ray.actor import ActorHandle
 from configs.schema import RunConfig
 from envs.codec import decode_group
 from learner.rows import TrainingRow, training_rows
+from learner.sync_times import SyncTimes
 from learner.update import PolicyLearner
 from learner.update_sums import UpdateSums
 from learner.zero3 import join_ranks
@@ -49,11 +49,13 @@ class LearnerRank:
         return sum(p.ds_numel for p in self._engine.module.parameters())
 
     def connect(self, actors: Sequence[ActorHandle], address: str, port: int) -> None:
-        """Rank 0 opens the weight group with all actors; the other ranks have nothing to open."""
+        """Rank 0 opens the weight group with these actors and leaves the one before; other ranks have no part in it."""
         if self._rank == 0:
             # vllm takes seconds to import: only the rank that sends pays for it.
             from learner.weight_sender import WeightSender
 
+            if self._sender is not None:
+                self._sender.close()
             self._sender = WeightSender(self._engine.module, actors, address, port, self._config)
 
     def update(self, payloads: Sequence[bytes]) -> UpdateSums:
@@ -66,21 +68,28 @@ class LearnerRank:
         """Compare the engine's log-probs with the learner's on encoded groups, without training (the `own_*` sums)."""
         return self._learner.score(self._rows(payloads), self.version)
 
-    def broadcast(self, version: int) -> float:
-        """Send the weights as `version` to every actor; every rank joins. Returns the seconds it took."""
-        began = time.monotonic()
+    def broadcast(self, version: int) -> SyncTimes:
+        """Send the weights as `version` to every actor; every rank joins. Only rank 0's times say something."""
         if self._sender is not None:
-            self._sender.send(version)
-        else:
-            from learner.gather import gathered_parameters
+            return self._sender.send(version)
+        from learner.gather import gathered_parameters
 
-            for _ in gathered_parameters(self._engine.module, getattr(torch, self._config.model.dtype)):
-                pass
-        return time.monotonic() - began
+        for _ in gathered_parameters(self._engine.module, getattr(torch, self._config.model.dtype)):
+            pass
+        return SyncTimes()
 
     def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint; all ranks must call."""
-        self._engine.save_checkpoint(folder, tag="learner", client_state={"version": self.version})
+        """Write the policy's and the optimizer's state into a folder; all ranks must call."""
+        from learner.checkpoint import save_state
+
+        save_state(self._engine, folder, self.version)
+
+    def load(self, folder: str) -> int:
+        """Go on from what `save` wrote, whatever the number of ranks then; all ranks must call. Returns the version."""
+        from learner.checkpoint import load_state
+
+        self.version = load_state(self._engine, folder)
+        return self.version
 
     def export(self, folder: str) -> None:
         """Write the policy in Hugging Face format (rank 0 writes, all ranks must call)."""

@@ -25,13 +25,14 @@ Place = tuple[int, int, int]
 class TrainingRow:
     """One sequence of n tokens, m of them trained. Arrays are (m,) but token_ids, (n,).
 
-    targets: places of the trained tokens in token_ids, rising. sequences: number of the credit each belongs to.
-    streams: number of its stream. behaviour_logprobs, policy_versions: as sampled. advantages: A. loss_weights: what
-    multiplies its loss: stream weight * credit weight / the stream's normaliser. own_context: trained under the
-    context it was sampled in, so behaviour log-probs are of the same distribution. importance_cap: cap of the ratio
-    learner / engine; None for no correction.
+    group: its number in the batch; rows of a group may begin alike. targets: places of the trained tokens in token_ids,
+    rising. sequences: number of the credit each belongs to. streams: number of its stream. behaviour_logprobs,
+    policy_versions: as sampled. advantages: A. loss_weights: what multiplies its loss: stream weight * credit weight /
+    the stream's normaliser. own_context: trained under the context it was sampled in, so behaviour log-probs are of the
+    same distribution. importance_cap: cap of the ratio learner / engine; None for no correction.
     """
 
+    group: int
     token_ids: Ints
     targets: Ints
     sequences: Ints
@@ -52,7 +53,7 @@ def training_rows(groups: Sequence[Group], config: RunConfig) -> list[TrainingRo
     rows = []
     for g, r, group, row in _numbered_rows(groups):
         judged = [(advantages[g, r, c], trained[g, r, c]) for c in range(len(row.credits))]
-        rows.append(_training_row(group, row, judged, shares, config.grpo.importance.cap))
+        rows.append(_training_row(g, group, row, judged, shares, config.grpo.importance.cap))
     return rows
 
 
@@ -103,16 +104,21 @@ def _numbered_rows(groups: Sequence[Group]) -> Iterator[tuple[int, int, Group, R
 
 
 def _training_row(
-    group: Group, row: Row, judged: Sequence[tuple[float, bool]], shares: Shares, importance_cap: float | None
+    number: int,
+    group: Group,
+    row: Row,
+    judged: Sequence[tuple[float, bool]],
+    shares: Shares,
+    importance_cap: float | None,
 ) -> TrainingRow:
-    """judged: (advantage, whether trained) of each credit."""
+    """number: of the group. judged: (advantage, whether trained) of each credit."""
     segments = group.trajectories[row.trajectory].segments
     context = [s.token_ids for s in segments[: row.first]] if row.context_ids is None else [row.context_ids]
     starts = np.cumsum([sum(map(len, context)), *(len(s.token_ids) for s in segments[row.first :])])
     n = int(starts[-1])
     sequences, streams, versions = (np.full(n, -1, np.int32) for _ in range(3))
     logprobs, advantages, weights = (np.zeros(n, np.float32) for _ in range(3))
-    for number, (credit, (advantage, trained)) in enumerate(zip(row.credits, judged, strict=True)):
+    for sequence, (credit, (advantage, trained)) in enumerate(zip(row.credits, judged, strict=True)):
         own = [i for i in range(credit.first, credit.last) if segments[i].sampled]
         length = sum(len(segments[i].token_ids) for i in own)
         for index in own if trained else ():
@@ -120,12 +126,13 @@ def _training_row(
             place = slice(start, start + len(segments[index].token_ids))
             logprobs[place] = segments[index].behaviour_logprobs
             versions[place] = segments[index].policy_versions
-            sequences[place] = number
+            sequences[place] = sequence
             streams[place] = STREAMS.index(credit.stream)
             advantages[place] = advantage
             weights[place] = credit.weight * shares.of_token(credit.stream, length)
     targets = np.flatnonzero(sequences >= 0).astype(np.int32)
     return TrainingRow(
+        group=number,
         token_ids=np.concatenate([*context, *(s.token_ids for s in segments[row.first :])]).astype(np.int32),
         targets=targets,
         sequences=sequences[targets],

@@ -13,7 +13,7 @@ from envs.trajectory import Stream
 
 @dataclass(frozen=True, slots=True)
 class StreamShare:
-    """weight: of the stream. tokens, sequences: trained ones of the whole batch. constant_length: tokens, a sequence."""
+    """weight: the stream's. tokens, sequences: trained ones of the whole batch. constant_length: tokens a sequence."""
 
     weight: float
     normalizer: Normalizer

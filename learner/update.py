@@ -8,19 +8,19 @@ from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from configs.objectives import ClipCov, KlCov
 from configs.schema import RunConfig
 from configs.seeds import derive_seed
-from learner.batches import MicroBatch, collate, plan_micro_batches
-from learner.covariance import chosen_tokens
+from learner.batches import MicroBatch, collate
 from learner.logprobs import token_logprobs
+from learner.measured import compared_sums, trained_sums
 from learner.models import load_frozen, load_policy, target_logits
-from learner.objective import Loss, batch_loss, needs_old_pass
+from learner.objective import batch_loss, needs_old_pass
+from learner.picking import picked_tokens
+from learner.plan import plan_rows
 from learner.rows import TrainingRow
 from learner.schedule import learning_rate
 from learner.update_sums import UpdateSums, add_up
@@ -53,11 +53,14 @@ class PolicyLearner:
         lr = learning_rate(config.optim, version, config.run.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        plan = self._plan(rows)
-        batches = self._collate(rows, plan)
+        plan = plan_rows(rows, config.deepspeed)[self._rank]
+        batches = [collate(rows, units, self._device) for units in plan]
         # With one step a batch the log-probs before it are the current ones: no forward is spent on them.
         old = self._logprobs(self.engine, batches) if needs_old_pass(config.grpo) else None
-        chosen = self._chosen(rows, plan, old, version) if old is not None else None
+        chosen = None
+        if isinstance(config.grpo.entropy, ClipCov | KlCov) and old is not None:
+            seed = derive_seed(config.run.seed, version, "covariance")
+            chosen = picked_tokens(rows, plan, old, config.grpo.entropy, seed)
         reference = self._reference_logprobs(batches)
         passes = [self._step(batches, old, reference, chosen, version) for _ in range(config.grpo.epochs)]
         # Figures are of the first pass, before any step; what is clipped, worked through and skipped, of all.
@@ -65,6 +68,7 @@ class PolicyLearner:
             passes[0],
             clipped=sum(p.clipped for p in passes) / len(passes),
             forward_tokens=sum(p.forward_tokens for p in passes),
+            computed_tokens=sum(p.computed_tokens for p in passes),
             attended=sum(p.attended for p in passes),
             skipped_steps=sum(p.skipped_steps for p in passes),
             steps=sum(p.steps for p in passes),
@@ -74,18 +78,11 @@ class PolicyLearner:
 
     def score(self, rows: Sequence[TrainingRow], version: int) -> UpdateSums:
         """Compare the engine's log-probs with the learner's, without training (the `own_*` sums)."""
-        batches = self._collate(rows, self._plan(rows))
+        plan = plan_rows(rows, self._config.deepspeed)[self._rank]
+        batches = [collate(rows, units, self._device) for units in plan]
         logprobs = self._logprobs(self.engine, batches)
-        return add_up([self._compared(batch, own, version) for batch, own in zip(batches, logprobs, strict=True)])
-
-    def _plan(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
-        """Row numbers of this rank's micro-batches."""
-        settings = self._config.deepspeed
-        lengths = [len(row.token_ids) for row in rows]
-        return plan_micro_batches(lengths, settings.ranks, settings.tokens_per_micro_batch)[self._rank]
-
-    def _collate(self, rows: Sequence[TrainingRow], plan: Sequence[Sequence[int]]) -> list[MicroBatch]:
-        return [collate([rows[i] for i in batch], self._device) for batch in plan]
+        packing = self._config.deepspeed.packing
+        return add_up([compared_sums(b, own, version, packing) for b, own in zip(batches, logprobs, strict=True)])
 
     def _forward(self, module: Any, batch: MicroBatch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi and entropy of the batch's trained tokens: (N,) both."""
@@ -95,8 +92,12 @@ class PolicyLearner:
         )
 
     def _logprobs(self, module: Any, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Without gradient and without dropout."""
+        module.eval()
         with torch.no_grad():
-            return [self._forward(module, batch)[0] for batch in batches]
+            logprobs = [self._forward(module, batch)[0] for batch in batches]
+        self.engine.train()
+        return logprobs
 
     def _reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[Tensor] | None:
         if not self._config.grpo.kl.coefficient:
@@ -105,29 +106,6 @@ class PolicyLearner:
             return self._logprobs(self._reference, batches)
         with self.engine.module.disable_adapter():  # the policy without its adapters is the reference
             return self._logprobs(self.engine, batches)
-
-    def _chosen(
-        self, rows: Sequence[TrainingRow], plan: Sequence[Sequence[int]], old: Sequence[Tensor], version: int
-    ) -> list[Tensor] | None:
-        """Which tokens Clip-Cov or KL-Cov picks, (N,) of each micro-batch; covariances are of the whole batch."""
-        settings = self._config.grpo.entropy
-        if not isinstance(settings, ClipCov | KlCov):
-            return None
-        ends = np.cumsum([0, *(len(row.targets) for row in rows)])
-        places = [
-            torch.cat([torch.arange(ends[i], ends[i + 1], device=self._device) for i in batch])
-            if batch else torch.empty(0, dtype=torch.long, device=self._device)
-            for batch in plan
-        ]  # fmt: skip
-        whole = torch.zeros(int(ends[-1]), device=self._device)
-        for place, logprobs, batch in zip(places, old, plan, strict=True):
-            if batch:
-                whole[place] = logprobs
-        dist.all_reduce(whole)
-        advantages = np.concatenate([row.advantages for row in rows])
-        seed = derive_seed(self._config.run.seed, version, "covariance")
-        picked = torch.as_tensor(chosen_tokens(whole.cpu().numpy(), advantages, settings, seed), device=self._device)
-        return [picked[p] if len(p) else picked.new_zeros(len(o)) for p, o in zip(places, old, strict=True)]
 
     def _step(
         self,
@@ -156,43 +134,8 @@ class PolicyLearner:
             # DeepSpeed averages gradients over ranks; the loss is a sum over all of them. A loss that is no number
             # makes every gradient none, on all ranks: DeepSpeed then leaves out the step.
             self.engine.backward(loss.total * (self._config.deepspeed.ranks if isfinite(total) else nan))
-            sums.append(self._sums(batch, logprobs.detach(), entropy.detach(), loss, version))
+            sums.append(trained_sums(batch, logprobs, entropy, loss, version, self._config.deepspeed.packing))
         self.engine.step()
         skipped = bool(self.optimizer.overflow)  # type: ignore[attr-defined]
         norm = nan if skipped else float(self.engine.get_global_grad_norm())
         return replace(add_up(sums), grad_norm=norm, steps=int(not skipped), skipped_steps=int(skipped))
-
-    def _sums(
-        self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, loss: Loss, version: int
-    ) -> UpdateSums:
-        if not batch.rows:
-            return UpdateSums()
-        columns = (entropy, loss.clipped, loss.importance, loss.kl, loss.left_out)
-        total, entropies, clipped, importance, kl, left_out = torch.stack(
-            [loss.total.detach(), *(column.detach().float().sum() for column in columns)]
-        ).tolist()
-        return replace(
-            self._compared(batch, logprobs, version),
-            loss=total,
-            tokens=len(batch.targets),
-            entropy=entropies,
-            clipped=clipped,
-            importance=importance,
-            kl=kl,
-            left_out=left_out,
-        )
-
-    def _compared(self, batch: MicroBatch, logprobs: Tensor, version: int) -> UpdateSums:
-        """The engine's log-probs against the learner's, of tokens sampled under this version in their own context."""
-        if not batch.rows:
-            return UpdateSums()
-        own = batch.own_context & (batch.policy_versions == version)
-        difference = (logprobs - batch.behaviour_logprobs).abs()[own]
-        padded = max(batch.lengths) * len(batch.lengths)
-        return UpdateSums(
-            forward_tokens=len(batch.token_ids),
-            attended=batch.layout.attended if self._config.deepspeed.packing else padded,
-            own_tokens=difference.numel(),
-            own_abs_diff=float(difference.sum()),
-            own_abs_diff_max=float(difference.max()) if difference.numel() else 0.0,
-        )

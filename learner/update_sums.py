@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 class UpdateSums:
     """What one rank adds to an update's figures: sums over its trained tokens, so that ranks simply add up.
 
-    forward_tokens: tokens worked through. attended: positions attention worked through, padding included. kl: distance
-    to the reference. left_out: tokens that masks kept from the loss. `own_*`: tokens sampled under the learner's own
-    version and trained in their own context, where engine and learner must agree; `own_abs_diff_max` is a maximum.
+    forward_tokens: tokens of all rows. computed_tokens: the same, with beginnings that rows share once. attended:
+    positions attention worked through for them, padding included. kl: distance to the reference. left_out: tokens that
+    masks kept from the loss. `own_*`: tokens sampled under the learner's own version and trained in their own context,
+    where engine and learner must agree; `own_abs_diff_max` is a maximum.
     steps, skipped_steps: optimizer steps made, and left out for want of a finite gradient; they, `seconds`,
     `grad_norm` and `lr` are the same on all ranks.
     """
@@ -20,6 +21,7 @@ class UpdateSums:
     loss: float = 0.0
     tokens: int = 0
     forward_tokens: int = 0
+    computed_tokens: int = 0
     attended: int = 0
     entropy: float = 0.0
     clipped: float = 0.0

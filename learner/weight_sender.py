@@ -1,38 +1,37 @@
 """The sending end of a weight update: one calling code for vLLM's NCCL engine on GPUs and our gloo engine on CPUs.
 
 Only rank 0 opens the group and talks to the actors; the other ranks join the gathers. The receiving end of gloo is
-`actors/weight_receiver.py`; both cut the stream of parameters into buckets by vLLM's own rule.
+`actors/weight_receiver.py`.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from math import prod
 from typing import Any, ClassVar, Self
 
-import ray
 import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
-from vllm.distributed.weight_transfer.base import (
-    TrainerInitInfo,
-    WeightTransferInitRequest,
-    WeightTransferUpdateRequest,
-)
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
-from vllm.distributed.weight_transfer.packed_tensor import pack_tensors
+from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from configs.schema import RunConfig
-from learner.gather import by_layer, gathered_parameters
+from learner.actors_client import JOIN, ActorsClient, WeightTransferError
+from learner.gather import gathered_parameters
+from learner.merge import plain_parameters
+from learner.sync_times import SyncTimes
 
-
-class WeightTransferError(RuntimeError):
-    """A broadcast did not reach every actor whole; names who was waited for."""
+CHECK_S = 0.05  # between looks at whether an actor has given up while the wire is waited for
 
 
 @dataclass
@@ -44,109 +43,131 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     master_address: str
     master_port: int
     world_size: int
-    packed_buffer_size_bytes: int
+    bucket_bytes: int
+    checksum: bool
     timeout_s: float
 
 
-class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
-    """vLLM's trainer-side round trip with the bytes going over gloo. `checksum`: CRC-32 of the last update's bytes."""
+class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
+    """Rank 0's end. Bucket k + 1 is gathered and packed while k is on the wire.
+
+    Of the last update: `checksum` is the CRC-32 of its bytes where asked for, `waited_s` the time spent waiting for the
+    wire, `first_s` when its first bucket was handed over.
+    """
 
     init_info_cls = GlooTrainerInitInfo
-    checksum = 0
-    _gloo: Any
+    checksum: int | None = None
+    waited_s = 0.0
+    first_s = 0.0
+    _group: Any
 
     @classmethod
-    def trainer_init(cls, init_info: Any, *, client: Any, source: WeightSource | None = None) -> Self:
+    def trainer_init(cls, init_info: GlooTrainerInitInfo, *, client: Any, source: WeightSource | None = None) -> Self:
         if source is None:
             raise ValueError("the gloo weight transfer needs a source of weights")
-        engine = cls(client=client, source=source, packed_buffer_size_bytes=init_info.packed_buffer_size_bytes)
-        worker_info = {k: v for k, v in asdict(init_info).items() if k != "rank"} | {"rank_offset": 1}
+        engine = cls(client=client, source=source)
+        engine._open(source.metadata(), init_info)
+        worker_info = {k: v for k, v in asdict(init_info).items() if k not in ("rank", "bucket_bytes")}
         timeout = timedelta(seconds=init_info.timeout_s)
         # The workers wait in the rendezvous for rank 0, so both sides must be under way at once.
         with ThreadPoolExecutor(max_workers=1) as side:
-            workers = side.submit(client.init_weight_transfer_engine, worker_info)
-            store = dist.TCPStore(
-                init_info.master_address,
-                init_info.master_port,
-                init_info.world_size,
-                True,
-                timeout,
-                wait_for_workers=False,
-            )
-            engine._gloo = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), 0, init_info.world_size, timeout)
+            workers = side.submit(client.init_weight_transfer_engine, worker_info | {"rank_offset": 1})
+            address, port = init_info.master_address, init_info.master_port
+            store = dist.TCPStore(address, port, init_info.world_size, True, timeout, wait_for_workers=False)
+            try:
+                meeting = dist.PrefixStore("weights", store)
+                engine._group = dist.ProcessGroupGloo(meeting, 0, init_info.world_size, timeout)
+            except RuntimeError as error:
+                away = [rank for rank in range(1, init_info.world_size) if not store.check([f"rank {rank}"])]
+                if away:
+                    raise client.late(JOIN, map(client.actor_of, away)) from error
+                workers.result()
+                raise WeightTransferError(f"the weight group could not be opened: {error}") from error
             workers.result()
         return engine
 
-    def _broadcast(self, source: WeightSource, meta: list[ParamMeta]) -> None:
+    def send_weights(self) -> None:
+        assert self.source is not None
+        pairs = iter(self.source)
+        try:
+            self.client.begin(self._update_info)
+            self._send(pairs)
+        except BaseException:
+            for _ in pairs:  # the other ranks gather to the end: rank 0 must not leave them waiting
+                pass
+            raise
+        self.client.end()
+
+    def shutdown(self) -> None:
+        self._group = None
+
+    def _open(self, meta: list[ParamMeta], init_info: GlooTrainerInitInfo) -> None:
+        """Cut the stream of parameters, and lay out the memory of the buckets."""
+        self._with_checksum = init_info.checksum
+        counts = cut([size_bytes(m) for m in meta], init_info.bucket_bytes)
+        self._update_info = {
+            "names": [m.name for m in meta],
+            "dtype_names": [str(m.dtype).removeprefix("torch.") for m in meta],
+            "shapes": [list(m.shape) for m in meta],
+            "counts": counts,
+        }
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        self._buckets = [meta[start : start + n] for start, n in zip(starts, counts, strict=True)]
+        largest = max(sum(map(size_bytes, bucket)) for bucket in self._buckets)
+        self._memory = [torch.empty(largest, dtype=torch.uint8) for _ in self._buckets[:2]]
+
+    def _send(self, pairs: Iterator[tuple[str, Tensor]]) -> None:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
-        pairs, self.checksum = self._checked_iter(source, meta), 0
-        while (bucket := pack_tensors(pairs, lambda item: item[1], self.packed_buffer_size_bytes)) is not None:
-            self.checksum = zlib.crc32(bucket.packed_tensor.numpy().data, self.checksum)
-            self._gloo.broadcast([bucket.packed_tensor], options).wait()
+        self.checksum, self.waited_s, self.first_s = 0 if self._with_checksum else None, 0.0, 0.0
+        on_the_wire: deque[Any] = deque()
+        for number, bucket in enumerate(self._buckets):
+            if len(on_the_wire) == len(self._memory):
+                self._wait_for(on_the_wire.popleft())
+            packed = pack(pairs, bucket, self._memory[number % len(self._memory)])
+            if self.checksum is not None:
+                self.checksum = zlib.crc32(packed.numpy().data, self.checksum)
+            self.first_s = self.first_s or time.monotonic()
+            on_the_wire.append(self._group.broadcast([packed], options))
+        while on_the_wire:
+            self._wait_for(on_the_wire.popleft())
+
+    def _wait_for(self, work: Any) -> None:
+        """Until a bucket is sent; an actor that gives up meanwhile is found out before the group's time limit."""
+        began, sent = time.monotonic(), threading.Event()
+        work.get_future().add_done_callback(lambda _: sent.set())
+        while not sent.wait(CHECK_S):
+            self.client.check()
+        self.waited_s += time.monotonic() - began
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self.client.blame()
+            raise WeightTransferError(f"the weight group broke: {error}") from error
 
 
 class Zero3Source(WeightSource):
-    """The parameters of a ZeRO-3 module under their Hugging Face names, whole, in the wire's dtype."""
+    """The parameters of a ZeRO-3 module under their Hugging Face names, whole, in the wire's dtype.
+
+    `seconds`: spent on making the last pass's tensors.
+    """
 
     def __init__(self, module: nn.Module, wire_dtype: torch.dtype) -> None:
         self._module, self._wire_dtype = module, wire_dtype
+        self.seconds = 0.0
 
     def metadata(self) -> list[ParamMeta]:
-        # A partitioned parameter's own shape is (0,); DeepSpeed keeps the whole one aside.
-        return [
-            ParamMeta(name, self._wire_dtype, tuple(p.ds_shape))
-            for layer in by_layer(self._module.named_parameters())
-            for name, p in layer
-        ]
+        return [ParamMeta(p.name, self._wire_dtype, p.shape) for p in plain_parameters(self._module)]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return gathered_parameters(self._module, self._wire_dtype)
-
-
-class ActorsClient:
-    """vLLM's control calls, fanned out to independent engines, each with its own place in the group.
-
-    `version` is set before a send and given to the actors when the weights are in. Every wait has a time limit.
-    """
-
-    def __init__(self, actors: Sequence[ActorHandle], workers_per_actor: int, timeout_s: float) -> None:
-        self._actors, self._workers, self._timeout_s = actors, workers_per_actor, timeout_s
-        self.version = 0
-        self.received: list[int | None] = []
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        first = init_info["rank_offset"]
-        requests = [
-            WeightTransferInitRequest(init_info={**init_info, "rank_offset": first + i * self._workers})
-            for i in range(len(self._actors))
-        ]
-        self._all("join the weight group", "init_weight_transfer_engine", requests)
-
-    def start_weight_update(self) -> None:
-        self._all("pause for new weights", "start_weight_update", [])
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        request = WeightTransferUpdateRequest(update_info=update_info)
-        self._all("receive weights", "update_weights", [request] * len(self._actors))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        versions = [self.version if weight_version is None else int(weight_version)] * len(self._actors)
-        self.received = self._all("load weights", "finish_weight_update", versions)
-
-    def _all(self, what: str, method: str, arguments: Sequence[Any]) -> list[Any]:
-        calls = [
-            getattr(actor, method).remote(*([arguments[i]] if arguments else []))
-            for i, actor in enumerate(self._actors)
-        ]
-        done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_s)
-        if late:
-            ray.get(done)  # an actor that failed is the cause, the late ones wait for it
-            names = ", ".join(str(i) for i, call in enumerate(calls) if call in late)
-            raise WeightTransferError(
-                f"rollout actor {names} did not {what} within {self._timeout_s:g} s (sync.timeout_s)"
-            )
-        return list(ray.get(calls))
+        pairs, self.seconds = gathered_parameters(self._module, self._wire_dtype), 0.0
+        while True:
+            began = time.monotonic()
+            pair = next(pairs, None)
+            self.seconds += time.monotonic() - began
+            if pair is None:
+                return
+            yield pair
 
 
 class WeightSender:
@@ -156,25 +177,72 @@ class WeightSender:
         self, module: nn.Module, actors: Sequence[ActorHandle], address: str, port: int, config: RunConfig
     ) -> None:
         register()
-        self._client = ActorsClient(actors, config.rollout.tensor_parallel, config.sync.timeout_s)
+        limit_s = config.sync.timeout_s
+        self._client = ActorsClient(actors, config.rollout.tensor_parallel, limit_s)
         world_size = 1 + len(actors) * config.rollout.tensor_parallel
         bucket_bytes = config.sync.bucket_mib << 20
         info: TrainerInitInfo = (
             NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=bucket_bytes, rank=0)
             if config.transfer_backend == "nccl"
-            else GlooTrainerInitInfo(address, port, world_size, bucket_bytes, config.sync.timeout_s, rank=0)
+            else GlooTrainerInitInfo(address, port, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=0)
         )
-        source = Zero3Source(module, getattr(torch, config.model.dtype))
-        self._engine = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
+        self._source = Zero3Source(module, getattr(torch, config.model.dtype))
+        self._engine: Any = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)
 
-    def send(self, version: int) -> None:
-        """Broadcast as `version`. Raises WeightTransferError when an actor is late or its bytes differ."""
+    def send(self, version: int) -> SyncTimes:
+        """Broadcast as `version`. Raises WeightTransferError when an actor is late or fails, or its bytes differ."""
+        began = time.monotonic()
         self._client.version = version
         self._engine.send_weights()
+        total_s = time.monotonic() - began
+        received = self._client.received
         sent = getattr(self._engine, "checksum", None)
-        wrong = [i for i, crc in enumerate(self._client.received) if sent is not None and crc != sent]
+        wrong = [str(i) for i, one in enumerate(received) if sent is not None and one.checksum != sent]
         if wrong:
-            raise WeightTransferError(f"rollout actor {wrong} received other bytes than were sent as version {version}")
+            raise WeightTransferError(
+                f"rollout actor {', '.join(wrong)} received other bytes than were sent as version {version}"
+            )
+        pause_s = max(one.pause_s for one in received)
+        load_s = max(one.load_s for one in received)
+        gather_s = self._source.seconds
+        if isinstance(self._engine, GlooTrainerWeightTransferEngine):
+            # The first bucket waits for the slowest engine's pause as well.
+            transfer_s = self._engine.waited_s - max(0.0, pause_s - (self._engine.first_s - began))
+        else:
+            transfer_s = total_s - gather_s - pause_s - load_s
+        return SyncTimes(pause_s, gather_s, max(0.0, transfer_s), load_s, total_s)
+
+    def close(self) -> None:
+        """Leave the group; waits for nobody."""
+        self._engine.shutdown()
+
+
+def cut(sizes: Sequence[int], limit_bytes: int) -> list[int]:
+    """How many parameters go into each bucket, in order: a bucket closes with the one that takes it over the limit."""
+    counts, size = [0], 0
+    for one in sizes:
+        if size > limit_bytes:
+            counts.append(0)
+            size = 0
+        counts[-1] += 1
+        size += one
+    return counts
+
+
+def pack(pairs: Iterator[tuple[str, Tensor]], bucket: Sequence[ParamMeta], memory: Tensor) -> Tensor:
+    """The bucket's parameters end to end at the start of memory (bytes,). Raises ValueError where others come."""
+    end = 0
+    for expected in bucket:
+        name, tensor = next(pairs)
+        if (name, tensor.dtype, tuple(tensor.shape)) != (expected.name, expected.dtype, tuple(expected.shape)):
+            raise ValueError(f"weight {expected.name}: {name} came, {tuple(tensor.shape)} of {tensor.dtype}")
+        start, end = end, end + size_bytes(expected)
+        memory[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return memory[:end]
+
+
+def size_bytes(parameter: ParamMeta) -> int:
+    return prod(parameter.shape) * parameter.dtype.itemsize
 
 
 def register() -> None:

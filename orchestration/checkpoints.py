@@ -1,26 +1,156 @@
-"""What a run leaves to go on from: the learner's state, whole or not at all."""
+"""What a run leaves to go on from: checkpoints/step-NNNNNN, whole or not at all.
+
+docs/checkpoints.md lists what is in it.
+"""
 
 from __future__ import annotations
 
-from configs.schema import RunConfig
-from orchestration.learners import Learners
-from orchestration.ledger import Ledger
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from configs.schema import CheckpointSettings, RunConfig
+from learner.durable import sync, write_durably
+from orchestration.dispatch import Dispatcher
+from orchestration.evaluate import Evaluation
+from orchestration.learners import LearnerError, Learners
+from orchestration.ledger import LedgerError, State
+from orchestration.metrics import UpdateMetrics
+from orchestration.recorder import Recorder, RecorderState
 from orchestration.run_folder import RunFolder
+from orchestration.sampled import DispatchState
+
+FORMAT = 1
+LEARNER, LEDGER, QUEUE, RUN = "learner", "ledger.sqlite", "queue.msgpack", "run.json"
 
 
-async def write_checkpoint(
-    config: RunConfig, folder: RunFolder, learners: Learners, ledger: Ledger, update: int
-) -> None:
-    """checkpoints/step-NNNNNN and `latest`; the run's ledger must balance. Raises LedgerError if it does not."""
-    ledger.counts().check()
-    final = folder.checkpoints / f"step-{update:06d}"
-    partial = folder.partial(final)
-    await learners.save(str(partial))
-    folder.publish(partial, final)
-    pointer = folder.checkpoints / ".latest.partial"
-    pointer.write_text(final.name + "\n")
-    pointer.rename(folder.checkpoints / "latest")
-    folder.keep_checkpoints(config.checkpoint.keep)
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or cannot be read; names the folder and the cause."""
+
+
+class Best(BaseModel):
+    """The checkpoint with the best value so far of the metric `by`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: str
+    update: int
+    value: float
+
+
+class RunState(BaseModel):
+    """run.json. update: updates done. before: the first evaluation, which a resumed run does not repeat."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    format: int
+    update: int
+    dispatch: DispatchState
+    recorder: RecorderState
+    before: Evaluation
+    best: Best | None
+
+
+@dataclass
+class Checkpoints:
+    """Writes a run's checkpoints. best: as the checkpoint knew it that the run goes on from."""
+
+    config: RunConfig
+    folder: RunFolder
+    learners: Learners
+    replay: Any  # handle of the ReplayQueue
+    say: Callable[[str], None]
+    before: Evaluation
+    best: Best | None = None
+
+    async def write(self, update: int, dispatcher: Dispatcher, recorder: Recorder) -> None:
+        """The run as it is after `update`. A failure is said and the run goes on with the checkpoint before.
+
+        Raises CheckpointError after the last update, and LedgerError when the ledger does not balance.
+        """
+        dispatcher.ledger.counts().check()
+        final = self.folder.checkpoint(update)
+        try:
+            await self._write(update, self.folder.partial(final), dispatcher, recorder)
+        except (OSError, LearnerError, LedgerError) as error:
+            shutil.rmtree(self.folder.partial_of(final), ignore_errors=True)  # the room it took is needed
+            failed = f"checkpoint of update {update} not written: {_cause(error)}"
+            if update >= self.config.run.updates:
+                raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error
+            self.say(f"warning: {failed}; going on with the one before")
+
+    async def _write(self, update: int, partial: Path, dispatcher: Dispatcher, recorder: Recorder) -> None:
+        # Ledger, counters and figures are of one moment; tickets go on ending while the rest is written. The groups
+        # queued at this moment stay in the queue, and the weights as they are, until the driver goes on.
+        dispatcher.ledger.backup(partial / LEDGER)
+        queued = dispatcher.ledger.indices(State.QUEUED)
+        best = better(self.best, self.config.checkpoint, update, recorder.last)
+        state = RunState(
+            format=FORMAT,
+            update=update,
+            dispatch=dispatcher.state(),
+            recorder=recorder.state(),
+            before=replace(self.before, payloads=()),
+            best=best,
+        )
+        write_durably(partial / RUN, state.model_dump_json(indent=1).encode())
+        write_durably(partial / QUEUE, msgpack.packb(await self.replay.copy.remote(queued)))
+        await self.learners.save(str(partial / LEARNER))
+        sync(partial / LEDGER)
+        final = self.folder.checkpoint(update)
+        self.folder.publish(partial, final)
+        self.folder.point_to(final)
+        self.best = best
+        self.folder.keep_checkpoints(self.config.checkpoint.keep, None if best is None else best.update)
+
+
+def better(best: Best | None, settings: CheckpointSettings, update: int, metrics: UpdateMetrics | None) -> Best | None:
+    """The best checkpoint once that of `update` is there; of equal ones the newer. None where no metric is named."""
+    if settings.best_by is None or metrics is None:
+        return None
+    best = best if best is not None and best.by == settings.best_by else None
+    value = getattr(metrics, settings.best_by)
+    if value is None or not math.isfinite(value):
+        return best
+    if best is None or (value >= best.value if settings.best_is == "highest" else value <= best.value):
+        return Best(by=settings.best_by, update=update, value=value)
+    return best
+
+
+def read_state(checkpoint: Path) -> RunState:
+    """run.json of a checkpoint. Raises CheckpointError."""
+    path = checkpoint / RUN
+    try:
+        state = RunState.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(f"{path}: no state of a run this version reads: {place}: {problem['msg']}") from error
+    if state.format != FORMAT:
+        raise CheckpointError(f"{path}: format {state.format}, this version reads format {FORMAT}")
+    return state
+
+
+def read_queue(checkpoint: Path) -> list[bytes]:
+    """The encoded groups that were queued. Raises CheckpointError."""
+    path = checkpoint / QUEUE
+    try:
+        groups = msgpack.unpackb(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(groups, list) or not all(isinstance(group, bytes) for group in groups):
+        raise CheckpointError(f"{path}: damaged: it is no list of messages")
+    return groups
 
 
 async def export_policy(folder: RunFolder, learners: Learners) -> None:
@@ -28,3 +158,9 @@ async def export_policy(folder: RunFolder, learners: Learners) -> None:
     partial = folder.partial(folder.policy)
     await learners.export(str(partial))
     folder.publish(partial, folder.policy)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error)

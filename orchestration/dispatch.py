@@ -7,42 +7,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayError
-
 from actors.rollout_actor import Receipt
 from configs.schema import RunConfig
 from envs.trajectory import Ticket
-from orchestration.cluster import cause_of
 from orchestration.ledger import Ledger, State
+from orchestration.places import Places, RolloutError
 from orchestration.replay_queue import Taken
-from orchestration.sampled import Sampled
+from orchestration.sampled import DispatchState, Sampled
 from orchestration.staleness import capacity
 from orchestration.tickets import training_ticket
 
-# Refills of a whole batch without one group to train on, after which the run gives up.
+# Rounds of refills without one group to train on after which the run gives up.
 HOPELESS = 4
-
-
-class RolloutError(RuntimeError):
-    """Sampling cannot go on; names the actor."""
 
 
 class Dispatcher:
     """Keeps every actor's prompts in flight, as many tickets as the lag bound allows; one asyncio task a ticket."""
 
-    def __init__(self, config: RunConfig, actors: Sequence[ActorHandle], ledger: Ledger) -> None:
+    def __init__(self, config: RunConfig, actors: Sequence[Any], ledger: Ledger) -> None:
         self.ledger = ledger
         self._config = config
-        self._actors: Sequence[Any] = actors
+        self._places = Places(config, actors)
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._load = [0] * len(actors)
         self._next_index = 0
         self._version = 0
         self._queued: set[int] = set()
         self._trained = 0
         self._settled_since_batch = 0
+        self._rounds = 1
         self._changed = asyncio.Event()
         self._ahead: set[int] = set()
         self._error: BaseException | None = None
@@ -50,15 +42,34 @@ class Dispatcher:
         self._last_cause = ""
         self.sampled = Sampled()
 
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def state(self) -> DispatchState:
+        """For a checkpoint, together with the ledger as it is at the same moment."""
+        return DispatchState(self._next_index, self._settled_since_batch, self._rounds, replace(self.sampled))
+
+    def restore(self, version: int, state: DispatchState) -> None:
+        """Go on from a checkpoint with its ledger: what was in flight is issued again, the same attempts."""
+        self._version = version
+        self._trained = version * self._config.grpo.groups_per_update
+        self._next_index, self._settled_since_batch, self._rounds = state.next_index, state.settled, state.rounds
+        self.sampled = replace(state.sampled)
+        self._queued.update(self.ledger.indices(State.QUEUED))
+        for ticket in self.ledger.tickets(State.IN_FLIGHT):
+            self._start(ticket)
+
     def issue(self) -> None:
         """Issue as many tickets as the lag bound and the actors' places allow, each to the least loaded actor."""
-        places = self._config.rollout.prompts_in_flight * len(self._actors)
         # The last updates need no tickets beyond their own: nothing is sampled to be thrown away.
         lag = min(self._config.queue.max_policy_lag, self._config.run.updates - self._version - 1)
+        batch, running = self._config.grpo.groups_per_update, len(self._running)
         accepted = self._trained + len(self._queued)
-        for _ in range(
-            capacity(self._version, lag, self._config.grpo.groups_per_update, accepted, len(self._running), places)
-        ):
+        # Counted when issued and not when they end, so that at lag 0 it depends on no timing which tickets there are.
+        refills = (self._rounds * self._config.grpo.max_refill + max(lag, 0)) * batch
+        within_refills = refills - self._settled_since_batch - running
+        for _ in range(min(capacity(self._version, lag, batch, accepted, running, self._places.count), within_refills)):
             ticket = training_ticket(self._config.run.seed, self._next_index, self._config.env.name)
             self._next_index += 1
             self.ledger.issue(ticket, self._version)
@@ -66,15 +77,20 @@ class Dispatcher:
 
     async def batch_ready(self) -> int:
         """Wait until a batch can be taken; its size: groups_per_update, or what there is once refills are spent."""
-        settings = self._config.grpo
+        batch = self._config.grpo.groups_per_update
         while True:
             if self._error is not None:
                 raise self._error
-            if len(self._queued) >= settings.groups_per_update:
-                return settings.groups_per_update
-            if self._settled_since_batch >= settings.max_refill * settings.groups_per_update and self._queued:
+            if len(self._queued) >= batch:
+                return batch
+            spent = self._settled_since_batch >= self._config.grpo.max_refill * batch
+            # Which groups are there when refills are spent depends on timing: without lag the rest is waited for.
+            if self._queued and (not self._running or (spent and self._config.queue.max_policy_lag)):
                 return len(self._queued)
-            if self._settled_since_batch >= HOPELESS * settings.max_refill * settings.groups_per_update:
+            if not self._running and self._rounds < HOPELESS:
+                self._rounds += 1
+                self.issue()
+            if not self._running:
                 raise RolloutError(
                     f"none of the last {self._settled_since_batch} groups can be trained on "
                     f"({self.sampled.without_signal} without signal, {self.sampled.failed} failed); "
@@ -98,13 +114,20 @@ class Dispatcher:
 
     def book_trained(self, taken: Taken) -> None:
         """The learner has stepped on the batch: its version is one more, so tickets may be issued for the next."""
-        trained = [header.index for header in taken.fresh]
-        self.ledger.move(trained, State.TRAINED)
-        self._queued.difference_update(trained)
-        self._trained += len(trained)
+        self._book_update(taken, State.TRAINED)
+
+    def book_untrained(self, taken: Taken, reason: str) -> None:
+        """The learner has left the batch out and kept its weights; the version is one more all the same."""
+        self._book_update(taken, State.FILTERED, reason)
+
+    def _book_update(self, taken: Taken, state: State, reason: str = "") -> None:
+        used = [header.index for header in taken.fresh]
+        self.ledger.move(used, state, reason)
+        self._queued.difference_update(used)
+        self._trained += len(used)
         # A batch cut short by the refill bound still uses up a whole update's room.
         self._trained = max(self._trained, (self._version + 1) * self._config.grpo.groups_per_update)
-        self._settled_since_batch = 0
+        self._settled_since_batch, self._rounds = 0, 1
 
     def advance(self, version: int) -> None:
         """The actors hold `version` now."""
@@ -132,10 +155,10 @@ class Dispatcher:
     async def _follow(self, ticket: Ticket) -> None:
         """One ticket to its end: tried again while it fails, up to rollout.max_attempts."""
         try:
-            receipt = await self._sample(ticket)
+            receipt = await self._places.sample(ticket)
             while receipt.state == State.FAILED and receipt.ticket.attempt + 1 < self._config.rollout.max_attempts:
                 self.ledger.retry(ticket.index, receipt.cause)
-                receipt = await self._sample(replace(receipt.ticket, attempt=receipt.ticket.attempt + 1))
+                receipt = await self._places.sample(replace(receipt.ticket, attempt=receipt.ticket.attempt + 1))
             self._book(receipt)
         except Exception as error:
             self._error = error
@@ -150,28 +173,6 @@ class Dispatcher:
                 self.issue()
             except Exception as error:
                 self._error = error
-
-    async def _sample(self, ticket: Ticket) -> Receipt:
-        place = min(range(len(self._load)), key=lambda i: self._load[i])
-        self._load[place] += 1
-        # Beyond the actor's own limit there is only the wait for room in the queue.
-        limit_s = self._config.rollout.ticket_timeout_s + self._config.queue.timeout_s
-        answer: Any = self._actors[place].sample.remote(ticket)
-        try:
-            async with asyncio.timeout(limit_s):
-                return await answer
-        except asyncio.CancelledError:
-            if isinstance(answer, ray.ObjectRef):
-                ray.cancel(answer)  # or the actor goes on sampling for nobody
-            raise
-        except TimeoutError:
-            raise RolloutError(
-                f"rollout actor {place} did not answer for ticket {ticket.index} within {limit_s:g} s"
-            ) from None
-        except RayError as error:
-            raise RolloutError(f"rollout actor {place} failed at ticket {ticket.index}: {cause_of(error)}") from error
-        finally:
-            self._load[place] -= 1
 
     def _book(self, receipt: Receipt) -> None:
         index = receipt.ticket.index
@@ -193,5 +194,5 @@ class Dispatcher:
         except TimeoutError:
             raise RolloutError(
                 f"no ticket ended within {limit_s:g} s (queue.timeout_s): {len(self._running)} in flight on "
-                f"{len(self._actors)} actors, {len(self._queued)} groups queued"
+                f"{self._places.actors} actors, {len(self._queued)} groups queued"
             ) from None

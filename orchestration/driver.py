@@ -10,36 +10,37 @@ import ray
 
 from configs.schema import RunConfig
 from learner.update_sums import UpdateSums
-from orchestration.checkpoints import write_checkpoint
+from orchestration.checkpoints import Checkpoints
 from orchestration.dispatch import Dispatcher
 from orchestration.learners import Learners
+from orchestration.nonfinite import NonfiniteGuard
 from orchestration.recorder import Recorder
 from orchestration.replay_queue import QueueError, Taken
-from orchestration.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
     config: RunConfig
-    folder: RunFolder
+    checkpoints: Checkpoints
     dispatcher: Dispatcher
     replay: Any  # handle of the ReplayQueue
     learners: Learners
     recorder: Recorder
+    nonfinite: NonfiniteGuard
 
     async def train(self) -> None:
-        """All updates of the run. While the learner works, actors go on sampling as far as the lag bound allows."""
+        """The run's updates that are to come. Meanwhile actors go on sampling as far as the lag bound allows."""
         await self.recorder.begin()
         self.dispatcher.issue()
-        for version in range(self.config.run.updates):
+        for version in range(self.dispatcher.version, self.config.run.updates):
             with self.recorder.learner_waits():
                 taken, payloads = await self._next_batch(version)
-            sums = await self._learn(taken, payloads)
-            sync_s = await self.learners.broadcast()
+            sums = await self._learn(version + 1, taken, payloads)
+            sync = await self.learners.broadcast()
             self.dispatcher.advance(version + 1)
-            await self.recorder.record(version + 1, taken, sums, sync_s, payloads)
+            await self.recorder.record(version + 1, taken, sums, sync, payloads)
             if self._checkpoint_due(version + 1):
-                await write_checkpoint(self.config, self.folder, self.learners, self.dispatcher.ledger, version + 1)
+                await self.checkpoints.write(version + 1, self.dispatcher, self.recorder)
         await self.dispatcher.stop()
 
     async def _next_batch(self, version: int) -> tuple[Taken, ray.ObjectRef]:
@@ -63,9 +64,15 @@ class Driver:
         except TimeoutError:
             raise QueueError(f"the replay queue gave no batch within {limit_s:g} s (queue.timeout_s)") from None
 
-    async def _learn(self, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
+    async def _learn(self, update: int, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
         sums = await self.learners.update(payloads)
-        self.dispatcher.book_trained(taken)
+        if sums.steps:
+            self.dispatcher.book_trained(taken)
+        else:
+            self.dispatcher.book_untrained(taken, "the update had no finite loss and gradient")
+        kept = await self.nonfinite.look_at(update, sums, [] if sums.steps else await payloads)
+        if kept is not None:
+            self.recorder.warn(f"update {update} was left out: no finite loss and gradient; its batch is in {kept}")
         return sums
 
     def _checkpoint_due(self, update: int) -> bool:

@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from configs.schema import RunConfig
+from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums, add_up
 from orchestration.cluster import cause_of
 
@@ -34,7 +35,7 @@ class Learners:
         return int((await self._all("start", address, port))[0])
 
     async def connect(self, actors: Sequence[ActorHandle]) -> None:
-        """Open the weight group with the actors and send them the weights as they are."""
+        """Open the weight group with these actors, whoever was in it before, and send them the weights as they are."""
         address, port = await self._within("find a port", self._one(0, "address"))
         await self._all("connect", list(actors), address, port)
         await self.broadcast()
@@ -49,12 +50,17 @@ class Learners:
         """Engine against learner log-probs of groups that were sampled under the learner's own version."""
         return add_up(await self._all("score", ray.put(list(payloads))))
 
-    async def broadcast(self) -> float:
-        """Give every actor the learner's weights; seconds."""
-        return max(await self._all("broadcast", self._version))
+    async def broadcast(self) -> SyncTimes:
+        """Give every actor the learner's weights."""
+        times: SyncTimes = (await self._all("broadcast", self._version))[0]
+        return times
 
     async def save(self, folder: str) -> None:
         await self._all("save", folder)
+
+    async def load(self, folder: str) -> None:
+        """Go on from what `save` wrote, whatever the number of ranks then."""
+        self._version = int((await self._all("load", folder))[0])
 
     async def export(self, folder: str) -> None:
         await self._all("export", folder)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -149,10 +149,26 @@ class Ledger:
                     raise LedgerError(f"ticket {index} cannot become {state}: it is {self._state(index)}")
 
     def indices(self, *states: State) -> list[int]:
-        """The tickets in any of these states, in order; what a resumed run has to cancel or take up again."""
+        """The tickets in any of these states, in order."""
         marks = ", ".join("?" * len(states))
         rows = self._db.execute(f"SELECT ticket FROM tickets WHERE state IN ({marks}) ORDER BY ticket", states)
         return [index for (index,) in rows]
+
+    def tickets(self, state: State) -> list[Ticket]:
+        """The tickets in this state, in order, each as its last attempt was issued."""
+        rows = self._db.execute(
+            "SELECT ticket, env, seed, attempts FROM tickets WHERE state = ? ORDER BY ticket", [state]
+        )
+        return [Ticket(index, env, seed, attempts - 1) for index, env, seed, attempts in rows]
+
+    def backup(self, path: Path) -> None:
+        """Copy the ledger as it is at this moment to a file of its own. Raises LedgerError, such as for a full disk."""
+        try:
+            with closing(sqlite3.connect(path)) as copy:
+                self._db.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+        except sqlite3.Error as error:
+            raise LedgerError(f"{path}: {error}") from error
 
     def counts(self) -> LedgerCounts:
         """How many tickets are where."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ class UpdateMetrics:
     """Mean |learner's - engine's log-prob|, nats, of tokens of the learner's own version; None without such tokens."""
     logprob_abs_diff_max: float | None
     """The largest of those; None without such tokens."""
+    kl: float | None
+    """Mean estimate of the distance to the reference policy at the trained tokens, nats; None without a reference."""
+    left_out_share: float
+    """Share of trained tokens whose sequence was left out as too far off policy (importance.max_divergence)."""
+    skipped_steps: int
+    """Optimizer steps left out because the loss or the gradient was no number."""
+    padding_share: float
+    """Share of the positions attention worked through that were padding."""
+    shared_share: float
+    """Share of the rows' tokens that were not computed, as another row of the group begins with the same."""
     groups: int
     """Groups trained."""
     trajectories: int
@@ -78,7 +89,15 @@ class UpdateMetrics:
     zero_advantage_share: float
     """Share of the groups sampled since the update before whose rewards were all equal."""
     weight_sync_s: float
-    """Seconds from the first bucket sent to the last actor resumed."""
+    """Seconds from the call for a broadcast to the last actor resumed."""
+    sync_pause_s: float
+    """Of them, until the last engine stood between two steps; the four phases overlap."""
+    sync_gather_s: float
+    """Making whole parameters out of the ranks' parts."""
+    sync_transfer_s: float
+    """What waiting for the wire added."""
+    sync_load_s: float
+    """Loading into the slowest engine's layers."""
     learner_idle_share: float
     """Share of the time since the update before in which the learner waited for a batch."""
     actor_idle_share: float
@@ -133,6 +152,11 @@ class MetricsLog:
         self._file.write(json.dumps(_finite(asdict(metrics)), allow_nan=False) + "\n")
         self._file.flush()
 
+    def position(self) -> int:
+        """Bytes written, all of them on disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
     def close(self) -> None:
         self._file.close()
 
@@ -141,6 +165,15 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def metric_problem(name: str) -> str | None:
+    """What is wrong with a metric's name; None when metrics.jsonl has it."""
+    names = [field.name for field in fields(UpdateMetrics)]
+    if name in names:
+        return None
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"metrics.jsonl has no '{name}'" + (f"; did you mean '{near[0]}'?" if near else f": {', '.join(names)}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

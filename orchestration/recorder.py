@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ from ray.actor import ActorHandle
 
 from actors.engine import EngineClock
 from configs.schema import RunConfig
+from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums
 from orchestration.console import Console
-from orchestration.dispatch import Dispatcher, RolloutError
+from orchestration.dispatch import Dispatcher
 from orchestration.evaluate import Evaluation, gain_interval
 from orchestration.learners import Learners
 from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, write_summary
+from orchestration.places import RolloutError
 from orchestration.replay_queue import Depth, Taken
 from orchestration.run_folder import RunFolder
 
@@ -39,7 +41,7 @@ class Spans:
     wall_s: float
     learner_waits_s: float
     actors_idle_s: float
-    sync_s: float
+    sync: SyncTimes
     sampled_tokens: int
 
 
@@ -64,7 +66,7 @@ class Totals:
         self.learner_waits_s += spans.learner_waits_s
         self.learner_busy_s += sums.seconds
         self.actors_idle_s += spans.actors_idle_s
-        self.sync_s += spans.sync_s
+        self.sync_s += spans.sync.total_s
         self.sampled_tokens += spans.sampled_tokens
         self.learner_tokens += sums.forward_tokens
         self.lag_max = max(self.lag_max, lag_max)
@@ -76,17 +78,32 @@ class Totals:
         self.own_abs_diff_max = max(self.own_abs_diff_max, sums.own_abs_diff_max)
 
 
+@dataclass(frozen=True, slots=True)
+class RecorderState:
+    """What a checkpoint keeps: seconds since the run's start, sums so far, and where metrics.jsonl ended, bytes."""
+
+    elapsed_s: float
+    totals: Totals
+    metrics_bytes: int
+
+
 class Recorder:
-    """`began`: `time.monotonic()` at the start of the process. Use as a context manager: it closes the metrics file."""
+    """`began`: `time.monotonic()` at the start of the process. Use as a context manager: it closes the metrics file.
+
+    `last`: the figures of the last update this process did.
+    """
 
     def __init__(
         self, config: RunConfig, folder: RunFolder, console: Console, processes: Processes, learners: Learners,
-        dispatcher: Dispatcher, began: float,
+        dispatcher: Dispatcher, began: float, state: RecorderState | None = None,
     ) -> None:  # fmt: skip
-        self._config, self._folder, self._console, self._began = config, folder, console, began
+        self._config, self._folder, self._console = config, folder, console
+        # A resumed run's clock goes on where the checkpoint was made.
+        self._began = began - (state.elapsed_s if state is not None else 0.0)
         self._processes, self._learners, self._dispatcher = processes, learners, dispatcher
         self._log = MetricsLog(folder.metrics)
-        self._totals = Totals()
+        self._totals = replace(state.totals) if state is not None else Totals()
+        self.last: UpdateMetrics | None = None
         self._waits_s = 0.0
         self._last = time.monotonic()
         self._clocks: list[EngineClock] = []
@@ -109,18 +126,29 @@ class Recorder:
         yield
         self._waits_s += time.monotonic() - began
 
-    async def record(self, update: int, taken: Taken, sums: UpdateSums, sync_s: float, payloads: ray.ObjectRef) -> None:
+    async def record(
+        self, update: int, taken: Taken, sums: UpdateSums, sync: SyncTimes, payloads: ray.ObjectRef
+    ) -> None:
         """Write and show one update; keep a sample of its groups where due."""
         clocks, depth = await asyncio.gather(self._read_clocks(), self._read_depth())
         now = time.monotonic()
         tokens = sum(new.sampled_tokens - old.sampled_tokens for new, old in zip(clocks, self._clocks, strict=True))
-        spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync_s, tokens)
+        spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync, tokens)
         self._last, self._waits_s, self._clocks = now, 0.0, clocks
         metrics = self._metrics(update, taken, sums, depth, spans)
         self._log.append(metrics)
+        self.last = metrics
         self._console.update(metrics)
         if self._config.observe.sample_every and update % self._config.observe.sample_every == 0:
             self._keep_sample(update, (await payloads)[0])
+
+    def warn(self, text: str) -> None:
+        """A line for whoever watches the run."""
+        self._console.say(f"warning: {text}")
+
+    def state(self) -> RecorderState:
+        """For a checkpoint."""
+        return RecorderState(time.monotonic() - self._began, replace(self._totals), self._log.position())
 
     async def compare_logprobs(self, evaluation: Evaluation) -> None:
         """Engine against learner on evaluation samples: of the learner's own version, whatever the lag of training."""
@@ -178,6 +206,11 @@ class Recorder:
             importance_mean=sums.importance / tokens,
             logprob_abs_diff_mean=sums.own_abs_diff / sums.own_tokens if sums.own_tokens else None,
             logprob_abs_diff_max=sums.own_abs_diff_max if sums.own_tokens else None,
+            kl=sums.kl / tokens if self._config.grpo.kl.coefficient else None,
+            left_out_share=sums.left_out / tokens,
+            skipped_steps=sums.skipped_steps,
+            padding_share=1 - sums.computed_tokens / sums.attended if sums.attended else 0.0,
+            shared_share=1 - sums.computed_tokens / sums.forward_tokens if sums.forward_tokens else 0.0,
             groups=len(taken.fresh),
             trajectories=sum(header.trajectories for header in taken.fresh),
             tokens_trained=sums.tokens,
@@ -198,7 +231,11 @@ class Recorder:
             distinct_answers_mean=sampled.distinct_answers / groups,
             distinct_solutions_mean=sampled.distinct_solutions / groups,
             zero_advantage_share=sampled.without_signal / groups,
-            weight_sync_s=spans.sync_s,
+            weight_sync_s=spans.sync.total_s,
+            sync_pause_s=spans.sync.pause_s,
+            sync_gather_s=spans.sync.gather_s,
+            sync_transfer_s=spans.sync.transfer_s,
+            sync_load_s=spans.sync.load_s,
             learner_idle_share=spans.learner_waits_s / spans.wall_s,
             actor_idle_share=spans.actors_idle_s / spans.wall_s,
             lr=sums.lr,

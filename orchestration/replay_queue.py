@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.schema import QueueSettings
@@ -64,6 +65,13 @@ class ReplayBuffer:
         fresh = in_order[:count]
         return Taken(tuple(fresh), tuple(stale)), [self._remove(header) for header in fresh]
 
+    def copy(self, indices: Sequence[int]) -> list[bytes]:
+        """The messages of these tickets, which stay. Raises QueueError for one that is not there."""
+        missing = [index for index in indices if index not in self._groups]
+        if missing:
+            raise QueueError(f"ticket {missing[0]} is queued in the ledger but not in the replay queue")
+        return [self._groups[index][1] for index in indices]
+
     def _remove(self, header: Header) -> bytes:
         _, data = self._groups.pop(header.index)
         self.bytes -= len(data)
@@ -104,6 +112,10 @@ class ReplayQueue:
             taken = self._buffer.take(count, learner_version, self._settings.max_policy_lag)
             self._room.notify_all()
             return taken
+
+    async def copy(self, indices: Sequence[int]) -> list[bytes]:
+        """The messages of these tickets for a checkpoint. Raises QueueError for one that is not there."""
+        return self._buffer.copy(indices)
 
     async def depth(self) -> Depth:
         return Depth(len(self._buffer), self._buffer.bytes, self._rejected)

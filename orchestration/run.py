@@ -1,4 +1,7 @@
-"""Entry point: `python orchestration/run.py --config configs/quickstart.yaml [rollout.actors=4 ...]`."""
+"""Entry point: `python orchestration/run.py --config configs/quickstart.yaml [rollout.actors=4 ...]`.
+
+`python orchestration/run.py --resume runs/NAME [run.updates=80 ...]` goes on with a run that has a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Run as a script, the folder of this file is on the path instead of the project's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs.load import ConfigError, load_config, to_yaml  # noqa: E402
 from configs.schema import RunConfig  # noqa: E402
+
+if TYPE_CHECKING:
+    from orchestration.resume import ResumePoint
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -22,12 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.resume is not None:
-            raise ConfigError(
-                ["--resume: not available yet; a new run goes on from an old policy with model.path=RUN/policy"]
-            )
+            return _resume(arguments.resume, arguments)
         if arguments.config is None:
             raise ConfigError(["--config is missing: name a YAML file, for instance configs/quickstart.yaml"])
         config = load_config(arguments.config, arguments.overrides)
+        _check_metric(config)
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
     # From here on imports take time: a mistyped key was reported before.
@@ -43,6 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _train(config, arguments.config.stem)
 
 
+def _resume(run: Path, arguments: argparse.Namespace) -> int:
+    """Raises ConfigError."""
+    from orchestration.checkpoints import CheckpointError
+    from orchestration.resume import ResumeError, resume_point
+    from orchestration.run_folder import RunFolderError
+
+    try:
+        point = resume_point(run, arguments.overrides, arguments.config)
+    except (ResumeError, RunFolderError, CheckpointError) as error:
+        return _fail(error, BAD_INPUT)
+    _check_metric(point.config)
+    if arguments.dry_run:
+        return _dry_run(point.config)
+    return _train(point.config, point.folder.path.name, point)
+
+
+def _check_metric(config: RunConfig) -> None:
+    """Raises ConfigError when checkpoint.best_by names no metric."""
+    from orchestration.metrics import metric_problem
+
+    name = config.checkpoint.best_by
+    if name is not None and (problem := metric_problem(name)):
+        raise ConfigError([f"checkpoint.best_by: {problem}"])
+
+
 def _dry_run(config: RunConfig) -> int:
     from orchestration.cluster import placement_plan
 
@@ -51,7 +82,7 @@ def _dry_run(config: RunConfig) -> int:
     return 0
 
 
-def _train(config: RunConfig, config_name: str) -> int:
+def _train(config: RunConfig, config_name: str, resume: ResumePoint | None = None) -> int:
     # How long threads of a parallel loop spin while they wait for each other: by default so long that on a busy machine
     # the warm-up is many times slower, and not at all costs a quarter on a quiet one. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -59,7 +90,7 @@ def _train(config: RunConfig, config_name: str) -> int:
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
 
     try:
-        run_session(config, config_name)
+        run_session(config, config_name, resume)
     except START_ERRORS as error:
         return _fail(error, BAD_INPUT)
     except RUN_ERRORS as error:
@@ -83,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="check the config, print it resolved and the placement plan"
     )
-    parser.add_argument("--resume", metavar="RUN", help="run folder to go on from (not available yet)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of a run to go on with, from its checkpoint")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings by dotted path, e.g. rollout.actors=8"
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
+import socket
 import time
 from pathlib import Path
 
 from configs.schema import RunSettings
+from learner.durable import rename_durably, sync, write_durably
 
 
 class RunFolderError(ValueError):
@@ -14,7 +19,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Paths of the run-folder contract."""
+    """Paths of the run-folder contract. One process at a time works in a folder: it holds the folder's lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,6 +30,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.policy = path / "policy"
+        self._lock: int | None = None
 
     @classmethod
     def reserve(cls, settings: RunSettings, config_name: str) -> RunFolder:
@@ -34,7 +40,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=False)
         except FileExistsError:
-            raise RunFolderError(f"run.name: {path} exists already: choose another name or remove it") from None
+            raise RunFolderError(
+                f"run.name: {path} exists already: choose another name or remove it, or go on with it by --resume"
+            ) from None
         except OSError as error:
             raise RunFolderError(
                 f"run.root: {path} cannot be made: {error.strerror}: choose a folder you can write"
@@ -42,25 +50,109 @@ class RunFolder:
         folder = cls(path)
         folder.samples.mkdir()
         folder.checkpoints.mkdir()
+        folder.lock()
         return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """A folder that a run has left. Raises RunFolderError when it is none, or another process works in it."""
+        folder = cls(path.expanduser().resolve())
+        if not folder.config.is_file():
+            raise RunFolderError(f"--resume: {folder.path} is no run's folder: it has no config.yaml")
+        folder.lock()
+        return folder
+
+    def lock(self) -> None:
+        """Held until the process ends, however it ends. Raises RunFolderError when another process holds it."""
+        path = self.path / ".lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            os.close(handle)
+            raise RunFolderError(
+                f"{self.path} is in use by {holder or 'another process'}: wait for it or stop it"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            # A file system without locks: the run goes on without this protection.
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock = handle
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def discard(self) -> None:
         """Take the folder back: the run never began."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Put a file's new contents in place of the old: whoever reads it finds the one or the other, whole."""
+        partial = self.partial_of(path)
+        write_durably(partial, data)
+        rename_durably(partial, path)
 
     def publish(self, partial: Path, final: Path) -> None:
         """Rename a finished folder into place: whoever reads `final` finds all of it or nothing."""
+        for folder, _, files in os.walk(partial):
+            for name in files:
+                sync(Path(folder) / name)
+            sync(Path(folder))
         shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        rename_durably(partial, final)
+
+    def partial_of(self, final: Path) -> Path:
+        """Where a file or folder lies until it is whole."""
+        return final.with_name(f".{final.name}.partial")
 
     def partial(self, final: Path) -> Path:
         """An empty folder beside `final` to write into."""
-        partial = final.with_name(f".{final.name}.partial")
+        partial = self.partial_of(final)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
-    def keep_checkpoints(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole; None before the first."""
+        try:
+            name = (self.checkpoints / "latest").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        return self.checkpoints / name
+
+    def point_to(self, checkpoint: Path) -> None:
+        """`latest` names this checkpoint from now on."""
+        self.replace(self.checkpoints / "latest", f"{checkpoint.name}\n".encode())
+
+    def keep_checkpoints(self, keep: int, best: int | None = None) -> None:
+        """Remove all checkpoints but the newest `keep`, the one of update `best`, and the one `latest` names."""
+        steps = sorted(self.checkpoints.glob("step-*"))
+        kept = {*steps[-keep:], self.latest_checkpoint()}
+        if best is not None:
+            kept.add(self.checkpoint(best))
+        for old in steps:
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def checkpoint(self, update: int) -> Path:
+        return self.checkpoints / f"step-{update:06d}"
+
+    def remove_leftovers(self, update: int) -> None:
+        """Remove what a crash left unfinished, and what was made after `update`."""
+        for folder in (self.path, self.checkpoints, self.samples):
+            for partial in folder.glob(".*.partial"):
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        for step in self.checkpoints.glob("step-*"):
+            if step > self.checkpoint(update):
+                shutil.rmtree(step)
+        for sample in self.samples.glob("update-*"):
+            if sample.suffix == ".partial" or sample.stem > f"update-{update:06d}":
+                sample.unlink()
+        self.summary.unlink(missing_ok=True)

@@ -34,3 +34,17 @@ class Sampled:
         for name in SUMMED:
             setattr(self, name, getattr(self, name) + getattr(receipt, name))
         self.stats = self.stats + receipt.stats
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchState:
+    """What a checkpoint keeps of the dispatcher beside the ledger.
+
+    next_index: of the ticket to be issued next. settled: tickets ended since the last batch. rounds: of refills begun
+    for the next batch. sampled: sums over receipts since the last update.
+    """
+
+    next_index: int
+    settled: int
+    rounds: int
+    sampled: Sampled

@@ -20,22 +20,25 @@ from configs.load import to_yaml
 from configs.schema import RunConfig
 from learner.rank import LearnerRank
 from orchestration import cluster
-from orchestration.checkpoints import export_policy
+from orchestration.checkpoints import LEARNER, CheckpointError, Checkpoints, export_policy
 from orchestration.cluster import ClusterError
 from orchestration.console import Console
-from orchestration.dispatch import Dispatcher, RolloutError
+from orchestration.dispatch import Dispatcher
 from orchestration.driver import Driver
 from orchestration.evaluate import Evaluation, EvaluationError, evaluate
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import Ledger, LedgerError
+from orchestration.nonfinite import NonfiniteGuard
+from orchestration.places import RolloutError
 from orchestration.policy import PolicyError, ensure_policy
 from orchestration.recorder import Recorder
 from orchestration.replay_queue import QueueError, ReplayQueue
 from orchestration.report import write_report
+from orchestration.resume import ResumeError, ResumePoint, roll_back
 from orchestration.run_folder import RunFolder, RunFolderError
 
-START_ERRORS = (ClusterError, PolicyError, RunFolderError)
-RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationError, RayError)
+START_ERRORS = (ClusterError, PolicyError, RunFolderError, ResumeError)
+RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationError, CheckpointError, RayError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,10 @@ class Processes:
     ranks: list[ActorHandle]
 
 
-def run_session(config: RunConfig, config_name: str) -> None:
-    """The whole run. Whatever fails before training leaves no run folder behind."""
+def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None = None) -> None:
+    """The whole run, or the rest of one. What fails before training leaves no new folder, and an old one as it was."""
     began = time.monotonic()
-    folder = RunFolder.reserve(config.run, config_name)
+    folder = RunFolder.reserve(config.run, config_name) if resume is None else resume.folder
     try:
         with Console(config, began) as console:
             if config.model.path is not None:
@@ -59,11 +62,13 @@ def run_session(config: RunConfig, config_name: str) -> None:
                 # And a cluster without room before a policy is warmed up.
                 policy = str(ensure_policy(config, console.say))
                 processes = spawn_processes(config, policy, group)
-                asyncio.run(_run(config, folder, processes, console, began))
+                asyncio.run(_run(config, folder, processes, console, began, resume))
     except BaseException:
         if not folder.config.exists():
             folder.discard()
         raise
+    finally:
+        folder.release()
 
 
 @contextmanager
@@ -100,22 +105,37 @@ def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGrou
     return Processes(replay, actors, ranks)
 
 
-async def _run(config: RunConfig, folder: RunFolder, processes: Processes, console: Console, began: float) -> None:
+async def _run(
+    config: RunConfig, folder: RunFolder, processes: Processes, console: Console, began: float,
+    resume: ResumePoint | None,
+) -> None:  # fmt: skip
     learners = Learners(config, processes.ranks)
-    # Engines are up before the ranks are: they evaluate the policy as it came while the ranks start.
-    _, before = await asyncio.gather(_start_learners(learners, console), _first_evaluation(config, processes, console))
+    before = await _bring_up(config, processes, learners, console, resume)
     await learners.connect(processes.actors)
     console.say(
         f"weights sent to {len(processes.actors)} actors; "
         f"training begins {time.monotonic() - began:.0f} s after the start"
     )
-    folder.config.write_text(to_yaml(config))  # from here on there is something to keep
+    if resume is None:
+        folder.replace(folder.config, to_yaml(config).encode())  # from here on there is something to keep
+    else:
+        roll_back(resume)
     with closing(Ledger(folder.ledger)) as ledger:
         dispatcher = Dispatcher(config, processes.actors, ledger)
-        with Recorder(config, folder, console, processes, learners, dispatcher, began) as recorder:
-            await recorder.compare_logprobs(before)
-            driver = Driver(config, folder, dispatcher, processes.replay, learners, recorder)
+        figures = None if resume is None else resume.state.recorder
+        with Recorder(config, folder, console, processes, learners, dispatcher, began, figures) as recorder:
+            checkpoints = Checkpoints(config, folder, learners, processes.replay, console.say, before)
+            if resume is None:
+                await recorder.compare_logprobs(before)
+            else:
+                checkpoints.best = resume.state.best
+                for group in resume.queued:
+                    await processes.replay.put.remote(group)
+            guard = NonfiniteGuard(folder.path / "nonfinite", config.optim.max_nonfinite)
+            driver = Driver(config, checkpoints, dispatcher, processes.replay, learners, recorder, guard)
             try:
+                if resume is not None:
+                    dispatcher.restore(resume.state.update, resume.state.dispatch)
                 await driver.train()
             finally:
                 await dispatcher.stop()
@@ -129,6 +149,22 @@ async def _run(config: RunConfig, folder: RunFolder, processes: Processes, conso
         f"(95 % interval {low:+.3f} to {high:+.3f}) on {len(after.by_episode)} held-out episodes"
     )
     console.say(f"report: {write_report(folder.path)}")
+
+
+async def _bring_up(
+    config: RunConfig, processes: Processes, learners: Learners, console: Console, resume: ResumePoint | None
+) -> Evaluation:
+    """Learner ranks and engines, side by side; the policy as it came is evaluated, once in a run."""
+    if resume is None:
+        # Engines are up before the ranks are: they evaluate while the ranks start.
+        return (
+            await asyncio.gather(_first_evaluation(config, processes, console), _start_learners(learners, console))
+        )[0]
+    for line in resume.said:
+        console.say(line)
+    await asyncio.gather(_actors_ready(config, processes.actors), _start_learners(learners, console))
+    await learners.load(str(resume.checkpoint / LEARNER))
+    return resume.state.before
 
 
 async def _start_learners(learners: Learners, console: Console) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from actors.chat import Chat
     from actors.rollout import Rollout, Shared
+    from learner.batches import MicroBatch
+    from learner.rows import TrainingRow
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -80,6 +82,16 @@ def parallel_group(
     trajectories = tuple(solution(r, n, version) for r, n in zip(rewards, lengths, strict=True))
     rows = tuple(Row(i, 1, (Credit(1, 2, Stream.SOLUTION, "all", r, weight),)) for i, r in enumerate(rewards))
     return Group(Ticket(index, "scripted", 2 * index), "parallel", trajectories, rows)
+
+
+def collated(rows: Sequence[TrainingRow]) -> MicroBatch:
+    """All rows as one micro-batch on the CPU, nothing shared."""
+    import torch
+
+    from learner.batches import collate
+    from learner.plan import each_alone
+
+    return collate(rows, each_alone(rows), torch.device("cpu"))
 
 
 # --- a policy and an environment by script ---------------------------------------------------------------------------

@@ -25,17 +25,18 @@ HEAVY = {
     "ray": {
         "actors/rollout_actor.py",
         "learner/rank.py",
+        "learner/actors_client.py",
         "learner/weight_sender.py",
         "orchestration/cluster.py",
-        "orchestration/dispatch.py",
         "orchestration/driver.py",
         "orchestration/evaluate.py",
         "orchestration/learners.py",
+        "orchestration/places.py",
         "orchestration/recorder.py",
         "orchestration/session.py",
     },
     "vllm": {"actors/engine.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
-    "deepspeed": {"learner/checkpoint.py", "learner/gather.py", "learner/zero3.py"},
+    "deepspeed": {"learner/checkpoint.py", "learner/zero3.py"},
 }
 LINES_A_FILE = 400
 LINES_OF_THE_LOOP = 40

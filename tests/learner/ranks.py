@@ -74,9 +74,11 @@ class Ranks:
         self.config = config
         remote: Any = ray.remote(OpenRank)
         self.ranks = [
-            remote.options(num_cpus=0, runtime_env={"env_vars": cluster.learner_env(config)}).remote(
-                config, str(policy), i
-            )
+            remote.options(
+                num_cpus=0,
+                num_gpus=config.deepspeed.gpus_per_rank,
+                runtime_env={"env_vars": cluster.learner_env(config)},
+            ).remote(config, str(policy), i)
             for i in range(config.deepspeed.ranks)
         ]
         self.all("start", *ray.get(self.ranks[0].address.remote(), timeout=60))
@@ -136,18 +138,24 @@ def tiny_policy(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def random_rows(count: int, seed: int = 0, longest: int = 60) -> list[TrainingRow]:
-    """Rows of one to three sequences in random streams, with behaviour log-probs near and far from the policy's."""
+    """Rows of one to three sequences in random streams, with behaviour log-probs near and far from the policy's.
+
+    Groups of four; in every other one the rows begin alike for 12 tokens.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
-        n = int(rng.integers(6, longest))
-        targets = np.sort(rng.choice(np.arange(1, n), size=int(rng.integers(2, n - 1)), replace=False)).astype(np.int32)
+        if number % 4 == 0:
+            shared = rng.integers(0, VOCABULARY, size=12 * (number // 4 % 2))
+        n = len(shared) + int(rng.integers(6, longest))
+        places = np.arange(max(len(shared), 1), n)
+        targets = np.sort(rng.choice(places, size=int(rng.integers(2, len(places))), replace=False)).astype(np.int32)
         m = len(targets)
-        sequences = np.sort(rng.integers(0, 3, size=m)).astype(np.int32)
-        _, sequences = np.unique(sequences, return_inverse=True)
+        _, sequences = np.unique(np.sort(rng.integers(0, 3, size=m)), return_inverse=True)
         rows.append(
             TrainingRow(
-                token_ids=rng.integers(0, VOCABULARY, size=n).astype(np.int32),
+                group=number // 4,
+                token_ids=np.concatenate([shared, rng.integers(0, VOCABULARY, n - len(shared))]).astype(np.int32),
                 targets=targets,
                 sequences=sequences.astype(np.int32),
                 streams=rng.integers(0, 3, size=3).astype(np.int32)[sequences],

@@ -109,7 +109,8 @@ def test_files_say_what_they_hold(saved: Path) -> None:
 
 def test_only_adapters_are_kept_of_a_policy_with_adapters(saved: Path) -> None:
     names = tensors_of(saved / "lora" / "straight" / "3")
-    assert names and all("lora_" in name for name in names)
+    assert names
+    assert all("lora_" in name for name in names)
 
 
 def test_bfloat16_keeps_the_exact_weights(saved: Path) -> None:

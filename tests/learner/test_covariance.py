@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.objectives import ClipCov, KlCov
-from learner.covariance import covariances, chosen_tokens
+from learner.covariance import chosen_tokens, covariances
 
 # Means -2 and 0: covariances 2, 0, -2, 2, -2, 0
 LOGPROBS = np.array([-1.0, -2.0, -3.0, -3.0, -1.0, -2.0], np.float32)

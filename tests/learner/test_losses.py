@@ -121,7 +121,7 @@ def test_cispo_is_bounded_on_both_sides_of_zero_advantage() -> None:
     log_ratios = current - tensor(-101, -1, -101, -1)
     losses, _ = cispo(current, log_ratios, tensor(1, 1, -1, -1), torch.tensor(1.0), HIGH)
     torch.testing.assert_close(losses, tensor(1.3, 0, -1.3, 0))
-    assert gradient(losses, current).tolist() == pytest.approx([-1.3, 0, 1.3, 0], abs=1e-30)
+    assert gradient(losses, current).tolist() == pytest.approx([-1.3, 0, 1.3, 0], abs=1e-6)
 
 
 # --- KL --------------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_k1_and_k3_are_unbiased_and_k2_has_the_right_gradient() -> None:
     probabilities = logprobs.exp()
     kl = (probabilities * (logprobs - reference)).sum()
     for estimator in ("k1", "k3"):
-        expected = (probabilities * kl_estimates(logprobs, reference, estimator)).sum()  # type: ignore[arg-type]
+        expected = (probabilities * kl_estimates(logprobs, reference, estimator)).sum()
         torch.testing.assert_close(expected, kl)
     sampled = (probabilities.detach() * kl_estimates(logprobs, reference, "k2")).sum()
     torch.testing.assert_close(gradient(sampled, logits), gradient(kl, logits))

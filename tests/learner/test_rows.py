@@ -16,7 +16,6 @@ from learner.rows import TrainingRow, training_rows
 from tests.builders import TICKET, answer, ints, observation, parallel_group, prompt, solution
 
 
-
 def run_config(**grpo: object) -> RunConfig:
     return RunConfig.model_validate({"grpo": {"normalize_std": False, **grpo}})
 

@@ -17,8 +17,9 @@ from actors.rollout_actor import Receipt
 from configs.schema import RunConfig
 from envs.codec import Header
 from envs.trajectory import GroupStats, Ticket
-from orchestration.dispatch import Dispatcher, RolloutError
+from orchestration.dispatch import Dispatcher
 from orchestration.ledger import Ledger
+from orchestration.places import RolloutError
 from orchestration.replay_queue import Taken
 from orchestration.tickets import training_ticket
 
@@ -174,8 +175,8 @@ async def test_no_more_tickets_run_than_the_actors_have_places(tmp_path: Path) -
 async def test_each_ticket_goes_to_the_actor_with_the_fewest(tmp_path: Path) -> None:
     fleet = Fleet(actors=3)
     async with dispatching(tmp_path, fleet, configured(lag=3)):
-        await fleet.finish(1, 4, 7, state="filtered")
-        assert [place for place, _ in fleet.asked] == [*(0, 1, 2, 0, 1, 2, 0, 1), *(1, 1, 1)]
+        await fleet.finish(1, 4, state="filtered")
+        assert [place for place, _ in fleet.asked] == [*(0, 1, 2, 0, 1, 2, 0, 1), *(1, 1)]
 
 
 async def test_tickets_follow_from_the_runs_seed(tmp_path: Path) -> None:
@@ -329,6 +330,48 @@ async def test_a_batch_is_cut_short_after_its_refills(tmp_path: Path) -> None:
         assert ready.result() == BATCH
 
 
+@pytest.mark.parametrize("order", [(1, 2, 0, 3), (0, 1, 2, 3), (1, 0, 3, 2)])
+async def test_without_lag_a_cut_batch_depends_on_no_timing(tmp_path: Path, order: Sequence[int]) -> None:
+    """Four tickets, of which 2 is of use: whatever their order, no fifth is issued and all four are waited for."""
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured()) as dispatcher:
+        ready = asyncio.create_task(dispatcher.batch_ready())
+        left = list(order)
+        while left:
+            index = next(i for i in left if i in fleet.in_flight)
+            left.remove(index)
+            assert not ready.done()
+            await fleet.finish(index, state="queued" if index == 2 else "filtered")
+        assert ready.result() == 1
+        assert counts(dispatcher) == {"issued": 4, "filtered": 3, "queued": 1}
+
+
+async def test_with_lag_a_batch_is_cut_while_others_still_run(tmp_path: Path) -> None:
+    """(2 refills + a lag of 1) * 2 tickets are issued; after 2 * 2 of them the update takes what there is."""
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured(lag=1)) as dispatcher:
+        ready = asyncio.create_task(dispatcher.batch_ready())
+        await fleet.finish(0)
+        await fleet.finish(1, 2, state="filtered")
+        assert not ready.done()
+        await fleet.finish(3, state="filtered")
+        assert ready.result() == 1
+        assert fleet.in_flight == [4, 5]
+
+
+async def test_a_round_of_refills_without_one_group_is_followed_by_another(tmp_path: Path) -> None:
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured()) as dispatcher:
+        ready = asyncio.create_task(dispatcher.batch_ready())
+        await fleet.finish(0, 1, 2, 3, state="filtered")
+        assert fleet.in_flight == [4, 5]
+        await fleet.finish(4)
+        await fleet.finish(5, 6, state="filtered")
+        assert not ready.done()
+        await fleet.finish(7, state="filtered")
+        assert ready.result() == 1
+
+
 async def test_a_run_in_which_nothing_can_be_trained_gives_up(tmp_path: Path) -> None:
     """4 times max_refill 2 times a batch of 2: sixteen groups."""
     fleet = Fleet()
@@ -432,3 +475,58 @@ async def test_sums_over_receipts_start_anew_when_they_are_taken(tmp_path: Path)
         }
         await fleet.finish(2)
         assert dispatcher.take_sampled().groups == 1
+
+
+# --- going on from a checkpoint --------------------------------------------------------------------------------------
+
+
+async def test_a_restored_dispatcher_goes_on_where_the_other_was(tmp_path: Path) -> None:
+    """Ticket 0 is queued, 1 in flight for the second time, 2 filtered, 3 in flight: 1 and 3 are issued again."""
+    first = Fleet()
+    config = configured(lag=1, max_attempts=3)
+    async with dispatching(tmp_path, first, config) as dispatcher:
+        await first.finish(0)
+        await first.finish(1, state="failed", cause="boom")
+        await first.finish(2, state="filtered")
+        dispatcher.ledger.backup(tmp_path / "copy.sqlite")
+        state = dispatcher.state()
+        await first.finish(3)  # what comes later is not known to the checkpoint
+        before = [ticket for _, ticket in first.asked]
+    assert (state.next_index, state.settled, state.rounds) == (5, 2, 1)
+    assert (state.sampled.groups, state.sampled.without_signal) == (2, 1)
+
+    second = Fleet(actors=2)
+    with Ledger(tmp_path / "copy.sqlite") as ledger:
+        again = Dispatcher(config, second.handles, ledger)
+        again.restore(0, state)
+        again.issue()
+        await settle()
+        assert second.in_flight == [1, 3, 4]
+        assert [ticket.attempt for _, ticket in second.asked] == [1, 0, 0]
+        assert all(ticket in before for _, ticket in second.asked)
+        assert counts(again) == {"issued": 5, "queued": 1, "filtered": 1, "in_flight": 3}
+        await second.finish(1)
+        assert await again.batch_ready() == BATCH
+        await update(again, 0, 0, 1)
+        assert second.in_flight == [3, 4, 5, 6]
+        assert again.sampled.groups == 3
+        await again.stop()
+
+
+async def test_a_restored_dispatcher_counts_what_was_trained(tmp_path: Path) -> None:
+    """At version 3 without lag there is room for one batch, tickets 6 and 7, and for no more."""
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured()) as dispatcher:
+        for version in range(3):
+            await fleet.finish(2 * version, 2 * version + 1)
+            await update(dispatcher, version, 2 * version, 2 * version + 1)
+        dispatcher.ledger.backup(tmp_path / "copy.sqlite")
+        state = dispatcher.state()
+    again_fleet = Fleet()
+    with Ledger(tmp_path / "copy.sqlite") as ledger:
+        again = Dispatcher(configured(), again_fleet.handles, ledger)
+        again.restore(3, state)
+        again.issue()
+        await settle()
+        assert (again.version, again_fleet.in_flight) == (3, [6, 7])
+        await again.stop()

@@ -225,3 +225,29 @@ def test_it_is_fast_enough(ledger: Ledger) -> None:
         ledger.move(indices, State.QUEUED)
         ledger.move(indices, State.TRAINED)
     assert 3 * 2000 / (time.perf_counter() - start) > 500
+
+
+def test_tickets_in_a_state_are_as_their_last_attempt_was(ledger: Ledger) -> None:
+    for index in (3, 1, 2):
+        ledger.issue(ticket(index), version=0)
+    ledger.retry(1, "boom")
+    ledger.move([2], State.QUEUED)
+    assert ledger.tickets(State.IN_FLIGHT) == [replace(ticket(1), attempt=1), ticket(3)]
+    assert ledger.tickets(State.FAILED) == []
+
+
+def test_a_backup_is_one_file_of_that_moment(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.issue(ticket(0), version=0)
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    ledger.backup(folder / "copy.sqlite")
+    ledger.issue(ticket(1), version=0)
+    assert [p.name for p in folder.iterdir()] == ["copy.sqlite"]
+    with Ledger(folder / "copy.sqlite") as copy:
+        assert copy.counts() == LedgerCounts(1, 0, 0, 0, 0, 0, 0, in_flight=1)
+    assert ledger.counts().issued == 2
+
+
+def test_a_backup_that_cannot_be_written_is_said(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match=r"nowhere/copy.sqlite: unable to open"):
+        ledger.backup(tmp_path / "nowhere" / "copy.sqlite")

@@ -158,10 +158,10 @@ class TestBadInput:
         assert "exists already" in done.stderr
         assert [p.name for p in (tmp_path / "old").iterdir()] == ["summary.json"]
 
-    def test_resume_says_that_it_cannot(self) -> None:
-        done = run("--config", QUICKSTART, "--resume", "runs/x")
+    def test_resuming_nothing(self) -> None:
+        done = run("--resume", "runs/no-such-run")
         assert done.returncode == 2
-        assert "--resume: not available yet" in done.stderr
+        assert "runs/no-such-run is no run's folder" in done.stderr
 
     def test_address_that_answers_nothing(self, tmp_path: Path, silent_server: str, small_policy: Path) -> None:
         said = self.refused(

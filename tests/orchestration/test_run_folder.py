@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def settings(root: Path, name: str | None = "one") -> RunSettings:
 def test_the_folder_is_made_with_its_places(tmp_path: Path) -> None:
     folder = RunFolder.reserve(settings(tmp_path / "deep" / "runs"), "quickstart")
     assert folder.path == tmp_path / "deep" / "runs" / "one"
-    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "samples"]
+    assert sorted(p.name for p in folder.path.iterdir()) == [".lock", "checkpoints", "samples"]
     paths = (
         folder.config,
         folder.metrics,
@@ -91,7 +92,7 @@ def test_what_is_published_appears_whole_in_place_of_the_old(tmp_path: Path) -> 
         assert before == (None if content == "old" else "old")  # not seen before it is published
         folder.publish(partial, folder.policy)
     assert [(p.name, p.read_text()) for p in folder.policy.iterdir()] == [("a", "new")]
-    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "policy", "samples"]
+    assert sorted(p.name for p in folder.path.iterdir()) == [".lock", "checkpoints", "policy", "samples"]
 
 
 def test_what_was_left_unfinished_is_not_published_later(tmp_path: Path) -> None:
@@ -114,3 +115,47 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     ]
     folder.keep_checkpoints(5)
     assert len(list(folder.checkpoints.glob("step-*"))) == 2
+
+
+def test_the_best_checkpoint_and_the_latest_are_kept_too(tmp_path: Path) -> None:
+    folder = RunFolder.reserve(settings(tmp_path), "x")
+    assert folder.latest_checkpoint() is None
+    for step in range(1, 7):
+        folder.checkpoint(step).mkdir()
+    folder.point_to(folder.checkpoint(4))
+    folder.keep_checkpoints(1, best=2)
+    assert [p.name for p in sorted(folder.checkpoints.glob("step-*"))] == ["step-000002", "step-000004", "step-000006"]
+    assert folder.latest_checkpoint() == folder.checkpoint(4)
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder.reserve(settings(tmp_path), "x")
+    folder.config.write_text("run: {}")
+    with pytest.raises(RunFolderError, match=rf"one is in use by process {os.getpid()} on \S+: wait for it or stop it"):
+        RunFolder.reopen(folder.path)
+    folder.release()
+    again = RunFolder.reopen(folder.path)
+    again.release()
+
+
+def test_a_folder_without_a_run_is_not_reopened(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"is no run's folder: it has no config\.yaml"):
+        RunFolder.reopen(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_and_what_came_later_are_removed(tmp_path: Path) -> None:
+    folder = RunFolder.reserve(settings(tmp_path), "x")
+    for step in (4, 5, 12):
+        folder.checkpoint(step).mkdir()
+        (folder.samples / f"update-{step:06d}.msgpack").write_text("x")
+    (folder.samples / "update-000005.partial").write_text("x")
+    folder.partial(folder.checkpoint(6))
+    folder.partial(folder.policy)
+    folder.summary.write_text("{}")
+    folder.policy.mkdir()
+    folder.remove_leftovers(5)
+    assert sorted(p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*")) == [
+        *(".lock", "checkpoints", "checkpoints/step-000004", "checkpoints/step-000005", "policy", "samples"),
+        *("samples/update-000004.msgpack", "samples/update-000005.msgpack"),
+    ]

@@ -1,0 +1,49 @@
+"""Updates whose loss or gradient was no number: left out by the learner, kept for inspection, bounded in a row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgpack
+
+from learner.update_sums import UpdateSums
+from orchestration.learners import LearnerError
+
+
+class NonfiniteGuard:
+    """folder: where batches go, made with the first. limit: updates in a row after which the run stops."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder, limit
+        self._in_a_row = 0
+
+    async def look_at(self, update: int, sums: UpdateSums, groups: Sequence[bytes]) -> Path | None:
+        """Keep the encoded groups of an update without a step; the file. Raises LearnerError at the limit."""
+        if sums.steps:
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        path = self._folder / f"update-{update:06d}.msgpack"
+        await asyncio.to_thread(_write, path, groups)
+        if self._in_a_row >= self._limit:
+            raise LearnerError(
+                f"{self._in_a_row} updates in a row without a finite loss and gradient (optim.max_nonfinite): the "
+                f"weights are as they were before; look at the batches in {self._folder}, lower optim.lr, or go on "
+                "from an earlier checkpoint"
+            )
+        return path
+
+
+def read_batch(path: Path) -> list[bytes]:
+    """The encoded groups of a kept batch, for `envs.codec.decode_group`."""
+    groups: list[bytes] = msgpack.unpackb(path.read_bytes())
+    return groups
+
+
+def _write(path: Path, groups: Sequence[bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgpack.packb(list(groups)))
+    partial.rename(path)

@@ -1,0 +1,166 @@
+"""`--resume RUN`: a run's folder is taken back to its latest checkpoint, and the run goes on from there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.load import load_config, to_yaml
+from configs.schema import RunConfig
+from learner.durable import rename_durably, sync
+from orchestration.checkpoints import LEDGER, RunState, read_queue, read_state
+from orchestration.ledger import Ledger, LedgerError, State
+from orchestration.metrics import read_metrics
+from orchestration.run_folder import RunFolder
+
+# What the state is of: with another one it would be another run. Everything else may be changed by an override.
+FIXED = ("run.name", "run.root", "run.seed", "env", "sampler", "model", "grpo.groups_per_update", "eval.episodes",
+         "eval.samples")  # fmt: skip
+
+
+class ResumeError(ValueError):
+    """The run cannot be resumed like this; says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a run goes on. queued: the encoded groups to put back into the queue, in order of their tickets."""
+
+    config: RunConfig
+    folder: RunFolder
+    checkpoint: Path
+    state: RunState
+    queued: tuple[bytes, ...]
+    again: int  # tickets in flight at the checkpoint
+    said: tuple[str, ...]
+
+
+def resume_point(path: Path, overrides: Sequence[str], config_path: Path | None) -> ResumePoint:
+    """Read what there is to go on from; the folder's files are left as they are, its lock is held.
+
+    Raises ResumeError, ConfigError, RunFolderError or CheckpointError.
+    """
+    folder = RunFolder.reopen(path)
+    try:
+        return _resume_point(folder, overrides, config_path)
+    except BaseException:
+        folder.release()
+        raise
+
+
+def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path | None) -> ResumePoint:
+    saved, config = load_config(folder.config, ()), load_config(folder.config, overrides)
+    if config_path is not None and (others := different(load_config(config_path, overrides), config)):
+        raise ResumeError(
+            f"--config {config_path} differs from {folder.config} in {others[0]}: leave --config away and change "
+            "settings by overrides"
+        )
+    fixed = [key for key in different(saved, config) if any(f"{key}.".startswith(f"{name}.") for name in FIXED)]
+    if fixed:
+        raise ResumeError(
+            f"{fixed[0]} cannot be changed when a run is resumed: start a new run, with model.path=RUN/policy"
+        )
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None:
+        raise ResumeError(
+            f"{folder.path} has no checkpoint to go on from (checkpoint.every): start the run anew under another name"
+        )
+    state = read_state(checkpoint)
+    _check_updates(folder, config, state)
+    queued = read_queue(checkpoint)
+    if len(queued) > config.queue.max_groups:
+        raise ResumeError(
+            f"queue.max_groups ({config.queue.max_groups}) is too small for the {len(queued)} groups queued"
+        )
+    counts = _counts(checkpoint / LEDGER)
+    if counts.get(State.QUEUED, 0) != len(queued):
+        raise ResumeError(
+            f"{checkpoint}: {counts.get(State.QUEUED, 0)} groups queued in its ledger, {len(queued)} there"
+        )
+    again = counts.get(State.IN_FLIGHT, 0)
+    return ResumePoint(
+        config, folder, checkpoint, state, tuple(queued), again, _said(folder, checkpoint, state, counts)
+    )
+
+
+def roll_back(point: ResumePoint) -> None:
+    """Take the folder back to the checkpoint: what came after it never happened. May be done again after a crash."""
+    folder, recorded = point.folder, point.state.recorder.metrics_bytes
+    folder.remove_leftovers(point.state.update)
+    for log in ("-wal", "-shm"):
+        folder.ledger.with_name(folder.ledger.name + log).unlink(missing_ok=True)
+    partial = folder.ledger.with_name(f".{folder.ledger.name}.partial")
+    shutil.copyfile(point.checkpoint / LEDGER, partial)
+    sync(partial)
+    rename_durably(partial, folder.ledger)
+    if folder.metrics.stat().st_size < recorded:
+        raise ResumeError(f"{folder.metrics} is shorter than at the checkpoint ({recorded} bytes): put it back")
+    os.truncate(folder.metrics, recorded)
+    sync(folder.metrics)
+    folder.replace(folder.config, to_yaml(point.config).encode())
+
+
+def different(one: RunConfig, other: RunConfig) -> list[str]:
+    """The dotted keys in which two configurations differ, in the schema's order."""
+    left, right = dict(_leaves(one.model_dump(mode="json"))), dict(_leaves(other.model_dump(mode="json")))
+    return [key for key in {**left, **right} if key not in left or key not in right or left[key] != right[key]]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_updates(folder: RunFolder, config: RunConfig, state: RunState) -> None:
+    """Raises ResumeError when there is nothing left to do."""
+    done, wanted = state.update, config.run.updates
+    if done > wanted:
+        raise ResumeError(f"run.updates={wanted}: {folder.path} has done {done} already; give a larger number")
+    if done == wanted and folder.summary.exists():
+        raise ResumeError(
+            f"{folder.path} is finished: {done} updates of {wanted}; go on with run.updates={2 * done} or so"
+        )
+
+
+def _counts(ledger: Path) -> dict[str, int]:
+    """State -> tickets, of a checkpoint's ledger, which is only read. Raises ResumeError when it is damaged."""
+    try:
+        with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as db:
+            (health,) = db.execute("PRAGMA quick_check").fetchone()
+            if health != "ok":
+                raise ResumeError(f"{ledger}: damaged: {health}")
+            return dict(db.execute("SELECT state, COUNT(*) FROM tickets GROUP BY state"))
+    except sqlite3.Error as error:
+        raise ResumeError(f"{ledger}: damaged: {error}") from error
+
+
+def _said(folder: RunFolder, checkpoint: Path, state: RunState, counts: Mapping[str, int]) -> tuple[str, ...]:
+    ended = ", ".join(
+        f"{n} {name}" for name, n in sorted(counts.items()) if name not in (State.IN_FLIGHT, State.QUEUED)
+    )
+    lost: list[str] = []
+    with suppress(OSError, ValueError):
+        last = max((line["update"] for line in read_metrics(folder.metrics)), default=state.update)
+        if last > state.update:
+            several = f"s {state.update + 1} to {last}" if last > state.update + 1 else f" {last}"
+            lost.append(f"update{several}, done after the checkpoint,")
+    with suppress(LedgerError), closing(Ledger(folder.ledger)) as ledger:
+        issued = ledger.counts().issued - sum(counts.values())
+        if issued > 0:
+            lost.append(f"what became of {issued} tickets issued since")
+    return (
+        f"resuming {folder.path} from {checkpoint.name}, {state.recorder.elapsed_s:.0f} s into the run",
+        f"restored: {state.update} updates, {sum(counts.values())} tickets ({ended or 'none ended'}), "
+        f"{counts.get(State.QUEUED, 0)} groups queued",
+        f"issued again: {counts.get(State.IN_FLIGHT, 0)} tickets that were in flight",
+        f"lost: {' and '.join(lost) or 'nothing'}",
+    )

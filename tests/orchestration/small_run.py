@@ -1,0 +1,91 @@
+"""A run of stand-ins that leaves a real folder: one ticket an update, a checkpoint after each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from configs.load import to_yaml
+from configs.schema import RunConfig, RunSettings
+from envs.trajectory import GroupStats, Ticket
+from learner.durable import write_durably
+from orchestration.checkpoints import Checkpoints
+from orchestration.evaluate import Evaluation
+from orchestration.ledger import Ledger, State
+from orchestration.metrics import UpdateMetrics
+from orchestration.recorder import RecorderState, Totals
+from orchestration.run_folder import RunFolder
+from orchestration.sampled import DispatchState, Sampled
+from tests.orchestration.test_metrics import metrics
+
+BEFORE = Evaluation(0.5, {7: 0.25, 9: 0.75}, {4: 0.8}, 1.5, 1000, (b"kept elsewhere",), 1, "boom")
+SAMPLED = Sampled(groups=3, reward_sum=0.1 + 0.2, stats=GroupStats(sketches=5))
+
+
+class Queue:
+    """`queue.copy.remote(indices)`, as Ray has it."""
+
+    def __init__(self) -> None:
+        self.copy = self
+
+    async def remote(self, indices: list[int]) -> list[bytes]:
+        return [b"group %d" % index for index in indices]
+
+
+class Learners:
+    """Saves the number of the update, in two files."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.broken: Exception | None = None
+
+    async def save(self, folder: str) -> None:
+        if self.broken is not None:
+            raise self.broken
+        Path(folder).mkdir()
+        for part in ("a", "b"):
+            write_durably(Path(folder) / part, b"weights %d" % self.version)
+
+
+class Dispatcher:
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def state(self) -> DispatchState:
+        return DispatchState(next_index=5, settled=2, rounds=1, sampled=SAMPLED)
+
+
+class Recorder:
+    """What a checkpoint asks of the recorder."""
+
+    def __init__(self, metrics: Path, last: UpdateMetrics) -> None:
+        self.last, self._metrics = last, metrics
+
+    def state(self) -> RecorderState:
+        return RecorderState(12.5, Totals(own_tokens=4), self._metrics.stat().st_size)
+
+
+class Run:
+    """A run of one ticket an update, each with a checkpoint."""
+
+    def __init__(self, path: Path, **settings: Any) -> None:
+        config = RunConfig.model_validate({"run": {"updates": 10}, "checkpoint": settings})
+        self.folder = RunFolder.reserve(RunSettings(root=str(path), name="run"), "x")
+        self.folder.config.write_text(to_yaml(config))
+        self.ledger = Ledger(self.folder.ledger)
+        self.learners, self.said = Learners(), list[str]()
+        parts: Any = self.learners
+        self.checkpoints = Checkpoints(config, self.folder, parts, Queue(), self.said.append, BEFORE)
+
+    async def update(self, number: int, **figures: Any) -> None:
+        dispatcher: Any = Dispatcher(self.ledger)
+        with self.folder.metrics.open("a") as file:
+            file.write(f'{{"update":{number}}}\n')
+        recorder: Any = Recorder(self.folder.metrics, metrics(number, **figures))
+        self.learners.version = number
+        self.ledger.issue(Ticket(number, "frozen_lake", 1), number)
+        self.ledger.move([number], State.QUEUED)
+        await self.checkpoints.write(number, dispatcher, recorder)
+
+    def there(self) -> list[str]:
+        return sorted(p.name for p in self.folder.checkpoints.iterdir())
