@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
 from actors.env_workers import EnvWorkers
+from actors.receipt import Receipt, receipt_of
 from actors.received import Received
 from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
@@ -22,25 +23,7 @@ from actors.samplers.parallel import ParallelSampler
 from configs.schema import RunConfig
 from envs.codec import encode_group
 from envs.registry import make_env
-from envs.trajectory import Group, GroupStats, Ticket, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of one attempt at a ticket. `state`: queued, filtered (no signal) or failed (with its cause)."""
-
-    ticket: Ticket
-    state: str
-    cause: str = ""
-    has_signal: bool = False
-    solutions: int = 0
-    solved: int = 0
-    failed_episodes: int = 0
-    distinct_answers: int = 0
-    distinct_solutions: int = 0
-    reward_sum: float = 0.0
-    sampled_tokens: int = 0
-    stats: GroupStats = field(default_factory=GroupStats)
+from envs.trajectory import Group, Ticket, Verdict
 
 
 class RolloutActor:
@@ -66,7 +49,7 @@ class RolloutActor:
             state, cause = self._judge(group)
             if state == "queued":
                 await self._replay.put.remote(encode_group(group))
-            return _receipt(group, state, cause)
+            return receipt_of(group, state, cause)
         except EngineError:
             raise
         except TimeoutError:
@@ -120,25 +103,6 @@ class RolloutActor:
         if self._config.grpo.drop_zero_signal and not group.has_signal:
             return "filtered", "no signal: all rewards are equal"
         return "queued", ""
-
-
-def _receipt(group: Group, state: str, cause: str) -> Receipt:
-    solutions = [t for t in group.trajectories if t.is_solution and t.verdict is not Verdict.FAILED]
-    solved = [t for t in solutions if t.verdict is Verdict.SOLVED]
-    return Receipt(
-        group.ticket,
-        state,
-        cause,
-        has_signal=group.has_signal,
-        solutions=len(solutions),
-        solved=len(solved),
-        failed_episodes=sum(t.verdict is Verdict.FAILED for t in group.trajectories),
-        distinct_answers=len({t.answer for t in solutions}),
-        distinct_solutions=len({t.answer for t in solved}),
-        reward_sum=sum(t.reward for t in solutions),
-        sampled_tokens=group.sampled_tokens,
-        stats=group.stats,
-    )
 
 
 def _last_line(error: BaseException) -> str:

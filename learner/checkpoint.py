@@ -29,7 +29,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from learner.durable import sync, write_durably
-from learner.gather import by_layer
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -128,7 +127,18 @@ def load_state(engine: Any, folder: Path | str) -> int:
 
 def _trained_layers(engine: Any) -> list[list[tuple[str, Any]]]:
     """(name, parameter) of what is trained, by layer, in the same order on all ranks."""
-    return by_layer((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+    layers: dict[str, list[tuple[str, Any]]] = {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            layers.setdefault(_layer_of(name), []).append((name, parameter))
+    return list(layers.values())
+
+
+def _layer_of(name: str) -> str:
+    """A parameter's name up to the layer's number, "model.layers.3"; its module's where it is in no numbered layer."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1] if numbers else parts[:-1])
 
 
 def _whole(parameter: Any, steps: int) -> list[tuple[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,14 +27,6 @@ def gathered_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple
         for parameter in chunk:
             parts = [next(whole) for _ in parameter.parts]
             yield parameter.name, parameter.plain(parts).to(dtype)
-
-
-def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> list[list[tuple[str, Any]]]:
-    """Parameters, with what ZeRO-3 hangs on them, by their first three name parts ("model.layers.3"), in order."""
-    layers: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-    for name, parameter in named:
-        layers[".".join(name.split(".")[:3])].append((name, parameter))
-    return list(layers.values())
 
 
 def _chunks(parameters: Sequence[PlainParameter]) -> Iterator[list[PlainParameter]]:

@@ -93,14 +93,10 @@ class LearnerRank:
 
     def export(self, folder: str) -> None:
         """Write the policy in Hugging Face format (rank 0 writes, all ranks must call)."""
-        whole = self._engine._zero3_consolidated_16bit_state_dict()
-        if self._rank == 0:
-            from transformers import AutoTokenizer
+        from learner.export import export_policy
 
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            tensors = {name: tensor.clone() for name, tensor in whole.items()}
-            self._engine.module.save_pretrained(folder, state_dict=tensors)
-            AutoTokenizer.from_pretrained(self._policy).save_pretrained(folder)
+        dtype = getattr(torch, self._config.model.dtype)
+        export_policy(self._engine.module, Path(folder), self._policy, dtype, writes=self._rank == 0)
 
     def _rows(self, payloads: Sequence[bytes]) -> list[TrainingRow]:
         rows = training_rows([decode_group(data) for data in payloads], self._config)

@@ -5,6 +5,7 @@ docs/checkpoints.md lists what is in it.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import LedgerError, State
 from orchestration.metrics import UpdateMetrics
 from orchestration.recorder import Recorder, RecorderState
+from orchestration.replay_queue import QueueError
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState
 
@@ -100,7 +102,7 @@ class Checkpoints:
             best=best,
         )
         write_durably(partial / RUN, state.model_dump_json(indent=1).encode())
-        write_durably(partial / QUEUE, msgpack.packb(await self.replay.copy.remote(queued)))
+        write_durably(partial / QUEUE, msgpack.packb(await self._messages(queued)))
         await self.learners.save(str(partial / LEARNER))
         sync(partial / LEDGER)
         final = self.folder.checkpoint(update)
@@ -108,6 +110,17 @@ class Checkpoints:
         self.folder.point_to(final)
         self.best = best
         self.folder.keep_checkpoints(self.config.checkpoint.keep, None if best is None else best.update)
+
+    async def _messages(self, indices: list[int]) -> list[bytes]:
+        limit_s = self.config.queue.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                messages: list[bytes] = await self.replay.copy.remote(indices)
+                return messages
+        except TimeoutError:
+            raise QueueError(
+                f"the replay queue did not copy its groups in {limit_s:g} s (queue.timeout_s)"
+            ) from None
 
 
 def better(best: Best | None, settings: CheckpointSettings, update: int, metrics: UpdateMetrics | None) -> Best | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.rollout_actor import Receipt
+from actors.receipt import Receipt
 from configs.schema import RunConfig
 from envs.trajectory import Ticket
 from orchestration.ledger import Ledger, State

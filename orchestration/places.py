@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.rollout_actor import Receipt
+from actors.receipt import Receipt
 from configs.schema import RunConfig
 from envs.trajectory import Ticket
 from orchestration.cluster import cause_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actors.rollout_actor import Receipt
+from actors.receipt import Receipt
 from envs.trajectory import GroupStats
 
 SUMMED = ("solutions", "solved", "failed_episodes", "distinct_answers", "distinct_solutions", "reward_sum")

@@ -35,12 +35,13 @@ HEAVY = {
         "orchestration/recorder.py",
         "orchestration/session.py",
     },
-    "vllm": {"actors/engine.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
+    "vllm": {"actors/engine.py", "actors/engine_thread.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
     "deepspeed": {"learner/checkpoint.py", "learner/zero3.py"},
 }
 LINES_A_FILE = 400
 LINES_OF_THE_LOOP = 40
-# From a ticket to the weights it changed: the files to read to know all of it.
+# From a ticket to the weights it changed: the files to read to know all of it. Beside the way are those whose first line
+# says all that a reader needs: text to tokens (actors/chat.py), groups to bytes (envs/codec.py), formulas one by one.
 WAY_OF_ONE_PROMPT = (
     "orchestration/tickets.py",
     "orchestration/dispatch.py",
@@ -49,14 +50,15 @@ WAY_OF_ONE_PROMPT = (
     "actors/rollout_actor.py",
     "actors/samplers/sesa.py",
     "actors/rollout.py",
-    "actors/chat.py",
     "actors/engine.py",
     "envs/trajectory.py",
-    "envs/codec.py",
     "learner/rows.py",
     "learner/advantages.py",
+    "learner/plan.py",
     "learner/batches.py",
+    "learner/objective.py",
     "learner/losses.py",
+    "learner/update.py",
     "learner/rank.py",
 )
 LINES_OF_THE_WAY = 2000  # all of them, comments and docstrings too

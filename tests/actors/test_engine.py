@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors import engine as engine_module
+from actors import engine_thread as engine_module
 from actors.engine import Engine, EngineError
 from configs.schema import RunConfig
 

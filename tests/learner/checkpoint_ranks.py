@@ -115,11 +115,11 @@ def loading(ranks: Ranks, policy: str, root: str) -> None:
 
 def going_on(ranks: Ranks, variant: str, policy: str, root: str, name: str) -> None:
     """A new engine takes up straight/3, is saved as NAME/3, does two more updates and is saved as NAME/5."""
+    import deepspeed
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
     from learner.checkpoint import load_state, save_state
-    from learner.gather import gathered_parameters
 
     folder = Path(root) / variant
     engine = ranks.engine(variant, policy)
@@ -128,9 +128,11 @@ def going_on(ranks: Ranks, variant: str, policy: str, root: str, name: str) -> N
     assert load_state(engine, folder / "straight" / "3") == 3
     save_state(engine, folder / name / "3", 3)
     dtype = getattr(torch, settings_of(variant, ranks.ranks).model.dtype)
-    masters = {n: safe_get_full_fp32_param(p) for n, p in engine.module.named_parameters() if p.requires_grad}
-    for n, whole in gathered_parameters(engine.module, dtype):
-        assert n not in masters or torch.equal(whole, masters[n].to(dtype)), n
+    for n, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:  # what a forward sees is the optimizer's weight, rounded
+            master = safe_get_full_fp32_param(parameter)
+            with deepspeed.zero.GatheredParameters([parameter]):
+                assert torch.equal(parameter.detach(), master.to(dtype)), n
     for number in (3, 4):
         step(engine, number)
     save_state(engine, folder / name / "5", 5)

@@ -16,6 +16,7 @@ from learner.rank import LearnerRank
 from learner.rows import TrainingRow
 from learner.update_sums import UpdateSums, add_up
 from orchestration import cluster
+from tests.builders import byte_tokenizer
 
 VOCABULARY = 96
 Gradients = dict[str, torch.Tensor]
@@ -134,6 +135,7 @@ def tiny_policy(folder: Path, seed: int = 0, **changes: Any) -> Path:
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)  # peaky enough for ratios, clips and masks to matter
     model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -70,8 +70,8 @@ def test_bfloat16_learns_nearly_the_same(policy: Path) -> None:
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 
-def test_adapters_alone_are_trained_and_whole_weights_come_out(policy: Path) -> None:
-    """KL to the policy without its adapters is 0 at first and grows; the base weights' names and shapes are sent."""
+def test_adapters_alone_are_trained_and_whole_weights_come_out(policy: Path, tmp_path: Path) -> None:
+    """KL to the policy without its adapters is 0 at first and grows; sent and exported are weights as of a plain model."""
     lora = {"lora": {"rank": 4, "alpha": 8.0}}
     config = settings(2, model=lora, deepspeed=BUDGET, grpo={"kl": {"coefficient": 0.1}})
     ranks = Ranks(config, policy)
@@ -81,8 +81,11 @@ def test_adapters_alone_are_trained_and_whole_weights_come_out(policy: Path) -> 
     assert all(".lora_" in name for name in gradients)
     assert first.kl == 0.0
     ranks.update(ROWS)
-    after, second = ranks.weights(), ranks.update(ROWS)
+    after = ranks.weights()
+    ranks.all("export", str(tmp_path / "policy"))
+    second = ranks.update(ROWS)
     ranks.stop()
+    assert largest_difference(loaded(tmp_path / "policy"), after) == 0
     assert second.kl > 0.0
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {n for n in before if n.endswith("proj.weight")}
@@ -117,11 +120,15 @@ def test_a_model_with_a_short_window_asks_for_padding(tmp_path: Path) -> None:
         Ranks(settings(1), sliding)
 
 
-def shapes(policy: Path) -> dict[str, tuple[int, ...]]:
+def loaded(policy: Path) -> Gradients:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(policy)
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def shapes(policy: Path) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in loaded(policy).items()}
 
 
 # --- steps without a finite gradient ---------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from actors.rollout_actor import Receipt, RolloutActor
+from actors.receipt import Receipt
+from actors.rollout_actor import RolloutActor
 from configs.schema import RunConfig
 from learner.rank import LearnerRank
 from orchestration import cluster

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.rollout_actor import Receipt
+from actors.receipt import Receipt
 from configs.schema import RunConfig
 from envs.codec import Header
 from envs.trajectory import GroupStats, Ticket

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, read_metrics, write_summary
+from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, metric_problem, read_metrics, write_summary
 
 
 def metrics(update: int = 1, **changes: Any) -> UpdateMetrics:
@@ -174,3 +174,22 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
     assert json.loads(path.read_text())["updates"] == 100
     write_summary(path, replace(SUMMARY, wall_s=math.nan))
     assert json.loads(path.read_text())["wall_s"] is None
+
+
+def test_the_position_is_where_the_next_line_begins(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        assert log.position() == 0
+        log.append(metrics(1))
+        position = log.position()
+        assert path.read_bytes()[:position].endswith(b"}\n")
+        log.append(metrics(2))
+    with MetricsLog(path) as log:
+        assert log.position() == path.stat().st_size > position
+    assert json.loads(path.read_bytes()[position:])["update"] == 2
+
+
+def test_a_metrics_name_is_checked() -> None:
+    assert metric_problem("success") is None
+    assert metric_problem("sucess") == "metrics.jsonl has no 'sucess'; did you mean 'success'?"
+    assert str(metric_problem("zzz")).startswith("metrics.jsonl has no 'zzz': update, time_s, ")

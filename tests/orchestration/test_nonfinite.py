@@ -15,7 +15,6 @@ from orchestration.driver import Driver
 from orchestration.learners import LearnerError
 from orchestration.nonfinite import NonfiniteGuard, read_batch
 from orchestration.replay_queue import Taken
-from orchestration.run_folder import RunFolder
 from tests.builders import parallel_group
 
 GROUPS = [encode_group(parallel_group(1.0, 0.0, index=i)) for i in range(2)]
@@ -75,7 +74,7 @@ async def test_the_loop_counts_the_tickets_as_filtered_and_goes_on_until_the_lim
     books: Any = Books()
     learners: Any = Learners()
     guard = NonfiniteGuard(tmp_path / "nonfinite", limit=2)
-    driver = Driver(RunConfig(), RunFolder(tmp_path), books, None, learners, books, guard)
+    driver = Driver(RunConfig(), books, books, None, learners, books, guard)
     payloads: Any = asyncio.get_running_loop().create_future()
     payloads.set_result(GROUPS)
     taken = Taken((), ())

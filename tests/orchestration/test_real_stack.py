@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.rollout_actor import Receipt
+from actors.receipt import Receipt
 from envs.codec import decode_group
 from envs.trajectory import Group
 from learner.logprobs import token_logprobs

@@ -232,3 +232,14 @@ async def test_taking_does_not_wait_for_a_whole_batch() -> None:
     assert await taken_indices(replay, 4) == []
     await replay.put(message(5))
     assert await taken_indices(replay, 4) == [5]
+
+
+async def test_a_copy_for_a_checkpoint_leaves_the_groups_where_they_are() -> None:
+    replay = queue()
+    for index in (3, 1, 2):
+        await replay.put(message(index))
+    assert await replay.copy([1, 3]) == [message(1), message(3)]
+    assert await replay.copy([]) == []
+    with pytest.raises(QueueError, match="ticket 7 is queued in the ledger but not in the replay queue"):
+        await replay.copy([1, 7])
+    assert await taken_indices(replay, 5) == [1, 2, 3]
