@@ -3,7 +3,7 @@ PYTHON_IN_VENV := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev train test lint bench clean
+.PHONY: help setup setup-dev train test lint bench bench-envs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -26,9 +26,11 @@ lint: setup-dev ## style, format and types
 test: lint ## lint, then every test; ARGS="-k name" selects
 	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
-bench: setup-dev ## measure throughput of the stack, then speed of the environments
+bench: setup-dev ## measure the stack against plain ways of doing the same; ARGS="--only broadcast --rounds 3" selects
 	@$(PYTHON_IN_VENV) -m tests.bench $(ARGS)
-	@$(PYTHON_IN_VENV) -m tests.bench_envs
+
+bench-envs: setup-dev ## measure the speed of the environments
+	@$(PYTHON_IN_VENV) -m tests.bench_envs $(ARGS)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -136,7 +136,7 @@ class GrpoSettings(Settings):
                 "is one step from there: raise epochs, or set old_policy to behaviour"
             )
         if self.dual_clip is not None and self.objective == "cispo":
-            raise ValueError(f"dual_clip ({self.dual_clip:g}) bounds a ratio, and objective (cispo) has a weight instead")
+            raise ValueError(f"dual_clip ({self.dual_clip:g}) bounds a ratio, objective (cispo) has a weight instead")
         if isinstance(self.entropy, ClipCov) and self.entropy.low >= self.entropy.high:
             raise ValueError(f"entropy.low ({self.entropy.low:g}) must be below entropy.high ({self.entropy.high:g})")
         return self

@@ -99,7 +99,7 @@ class ActorsClient:
                     errors.append((not isinstance(error, RayActorError), i, error))
         if errors:
             # An actor that died is the cause of the errors that others got on the wire.
-            _, i, error = min(errors, key=lambda one: one[:2])
-            cause = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-            raise WeightTransferError(f"rollout actor {i} failed to {what}: {cause}") from error
+            _, i, first = min(errors, key=lambda one: one[:2])
+            cause = [line.strip() for line in str(first).splitlines() if line.strip()][-1]
+            raise WeightTransferError(f"rollout actor {i} failed to {what}: {cause}") from first
         return results

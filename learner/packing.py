@@ -55,10 +55,10 @@ def packed_attention(
     if row_layout is None:
         raise PackingError("rows end to end need a row_layout: the model was called without one")
     # (T, H, D): tokens first, so that what is gathered lies together.
-    states = [s[0].transpose(0, 1) for s in (query, key, value)]
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        return _varlen(*states, scaling, row_layout).unsqueeze(0), None
-    parts = [_chunk_attention(*states, scaling, dropout, chunk) for chunk in row_layout.chunks]
+        return _varlen(q, k, v, scaling, row_layout).unsqueeze(0), None
+    parts = [_chunk_attention(q, k, v, scaling, dropout, chunk) for chunk in row_layout.chunks]
     return torch.cat(parts).index_select(0, row_layout.gathered).unsqueeze(0), None
 
 

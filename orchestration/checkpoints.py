@@ -118,9 +118,7 @@ class Checkpoints:
                 messages: list[bytes] = await self.replay.copy.remote(indices)
                 return messages
         except TimeoutError:
-            raise QueueError(
-                f"the replay queue did not copy its groups in {limit_s:g} s (queue.timeout_s)"
-            ) from None
+            raise QueueError(f"the replay queue did not copy its groups in {limit_s:g} s (queue.timeout_s)") from None
 
 
 def better(best: Best | None, settings: CheckpointSettings, update: int, metrics: UpdateMetrics | None) -> Best | None:

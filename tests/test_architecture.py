@@ -40,8 +40,8 @@ HEAVY = {
 }
 LINES_A_FILE = 400
 LINES_OF_THE_LOOP = 40
-# From a ticket to the weights it changed: the files to read to know all of it. Beside the way are those whose first line
-# says all that a reader needs: text to tokens (actors/chat.py), groups to bytes (envs/codec.py), formulas one by one.
+# From a ticket to the weights it changed: the files to read to know all of it. Beside the way are those of which the
+# first line says all a reader needs: text to tokens (actors/chat.py), groups to bytes (envs/codec.py).
 WAY_OF_ONE_PROMPT = (
     "orchestration/tickets.py",
     "orchestration/dispatch.py",

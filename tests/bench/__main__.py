@@ -21,6 +21,7 @@ from typing import Any
 from orchestration.cluster import ROOT
 
 PARTS = ("learner", "rollout", "broadcast", "messages", "end_to_end", "idle")
+WHERE_THERE_IS_ONE = ("gpu",)
 RESULTS = ROOT / "docs" / "results" / "bench.json"
 
 
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are kept")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if unknown := set(parts) - {*PARTS, *WHERE_THERE_IS_ONE}:
+        parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS + WHERE_THERE_IS_ONE)}")
     for part in parts:
         began = time.monotonic()
         figures = importlib.import_module(f"tests.bench.{part}").measure(arguments.rounds)
@@ -52,7 +53,7 @@ def show(figures: dict[str, Any], indent: str) -> None:
 
 def keep(path: Path, part: str, figures: dict[str, Any]) -> None:
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = {name: value for name, value in kept.items() if name in PARTS}
+    kept = {name: value for name, value in kept.items() if name in PARTS + WHERE_THERE_IS_ONE}
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "torch": version("torch")}
     kept[part] = figures | {"machine": machine}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def finished(programs: Sequence[Sequence[str]], environments: Sequence[dict[str,
         for program, environment in zip(programs, environments, strict=True)
     ]
     outputs = [process.communicate() for process in running]
-    for process, (_, errors) in zip(running, outputs, strict=True):
+    for program, process, (_, errors) in zip(programs, running, outputs, strict=True):
         if process.returncode:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}: {errors[-2000:]}")
+            raise RuntimeError(f"{program} ended with {process.returncode}: {errors[-2000:]}")
     return [said for said, _ in outputs]

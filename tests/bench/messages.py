@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -33,7 +34,7 @@ def measure(rounds: int) -> dict[str, Any]:
         return GROUPS / seconds_of(lambda: [decode_group(message) for message in messages])
 
     ray.init(
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error",
+        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )  # fmt: skip
     try:

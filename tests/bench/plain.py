@@ -53,7 +53,7 @@ class PlainLearner:
         batches = padded_batches(self._share(rows), self._config.deepspeed.tokens_per_micro_batch)
         for number, batch in enumerate(batches):
             if self._rank is None:
-                self._loss(batch).backward()  # type: ignore[no-untyped-call]
+                self._loss(batch).backward()
             else:
                 self._module.set_gradient_accumulation_boundary(number == len(batches) - 1)
                 self._module.backward(self._loss(batch) * self._config.deepspeed.ranks)

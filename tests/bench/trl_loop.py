@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def run(job: Job) -> None:
 
     ends: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.monotonic())
 
@@ -91,7 +92,7 @@ def run(job: Job) -> None:
         trainer = GRPOTrainer(job.policy, reward_funcs=reward, args=settings, train_dataset=data, callbacks=[Clock()])
         trainer.train()
     if int(os.environ.get("RANK", "0")) == 0:
-        seconds = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+        seconds = [later - earlier for earlier, later in pairwise(ends)]
         print(json.dumps(seconds), flush=True)
 
 

@@ -71,7 +71,7 @@ def test_bfloat16_learns_nearly_the_same(policy: Path) -> None:
 
 
 def test_adapters_alone_are_trained_and_whole_weights_come_out(policy: Path, tmp_path: Path) -> None:
-    """KL to the policy without its adapters is 0 at first and grows; sent and exported are weights as of a plain model."""
+    """KL to the policy without its adapters is 0 at first; what is sent and exported is as of a plain model."""
     lora = {"lora": {"rank": 4, "alpha": 8.0}}
     config = settings(2, model=lora, deepspeed=BUDGET, grpo={"kl": {"coefficient": 0.1}})
     ranks = Ranks(config, policy)

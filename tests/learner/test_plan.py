@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_a_row_beyond_the_budget_has_a_micro_batch_of_its_own() -> None:
 BEGINNING = tuple(range(50, 50 + MIN_SHARED))
 
 
-def family(group: int, *ends: Sequence[int]) -> list[TrainingRow]:
+def family(group: int, *ends: Iterable[int]) -> list[TrainingRow]:
     """Rows that begin alike and are trained behind that."""
     return [row(group, *BEGINNING, *end, first_target=MIN_SHARED) for end in ends]
 

@@ -67,7 +67,8 @@ class TestWholeRun:
             states = dict(ledger.execute("SELECT state, COUNT(*) FROM tickets GROUP BY state"))
         assert sum(states.values()) == tickets.pop("issued") == sum(tickets.values())
         assert {state: n for state, n in tickets.items() if n} == states
-        assert tickets["trained"] == 3 * 6
+        # A group that a slow machine lets grow too old leaves its batch short.
+        assert 3 * 6 - tickets.get("stale", 0) <= tickets["trained"] <= 3 * 6
 
     def test_metrics_have_a_line_an_update(self, sesa_run: Path) -> None:
         lines = [json.loads(line) for line in (sesa_run / "metrics.jsonl").read_text().splitlines()]
