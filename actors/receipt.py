@@ -42,3 +42,12 @@ def receipt_of(group: Group, state: str, cause: str) -> Receipt:
         sampled_tokens=group.sampled_tokens,
         stats=group.stats,
     )
+
+
+def all_cut(group: Group) -> bool:
+    """Whether every credit of every row has a segment that was cut at its token limit."""
+    return all(
+        any(not s.ended for s in group.trajectories[row.trajectory].segments[credit.first : credit.last])
+        for row in group.rows
+        for credit in row.credits
+    )

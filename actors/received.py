@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Seconds: until the engine stood ready, waiting for bytes, loading. checksum: CRC-32 of the bytes, if asked for."""
+    """Seconds: until the engine stood ready, waiting for bytes, loading. checksum: CRC-32 of its bytes, if asked."""
 
     pause_s: float
     wait_s: float

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
 from actors.env_workers import EnvWorkers
-from actors.receipt import Receipt, receipt_of
+from actors.receipt import Receipt, all_cut, receipt_of
 from actors.received import Received
 from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
@@ -100,6 +100,8 @@ class RolloutActor:
         if not group.rows:
             causes = [t.cause for t in group.trajectories if t.verdict is Verdict.FAILED]
             return "failed", causes[0] if causes else "nothing was sampled"
+        if self._config.grpo.overlong.mask_truncated and all_cut(group):
+            return "filtered", "nothing to train: every answer was cut at its token limit"
         if self._config.grpo.drop_zero_signal and not group.has_signal:
             return "filtered", "no signal: all rewards are equal"
         return "queued", ""

@@ -141,6 +141,12 @@ class OptimSettings(Settings):
         3, description="updates in a row without a finite loss and gradient after which the run stops"
     )
 
+    @model_validator(mode="after")
+    def _share_has_a_schedule(self) -> OptimSettings:
+        if self.min_lr_share and self.schedule == "constant":
+            raise ValueError(f"min_lr_share ({self.min_lr_share:g}) needs a falling schedule, schedule is constant")
+        return self
+
 
 class DeepspeedSettings(Settings):
     ranks: PositiveInt = Field(2, description="ZeRO-3 learner ranks, one Ray actor each")
@@ -228,6 +234,15 @@ class RunConfig(Settings):
                 f"deepspeed.tokens_per_micro_batch ({self.deepspeed.tokens_per_micro_batch}) must be at least "
                 f"model.max_model_len ({self.model.max_model_len}), or the longest row fits in no micro-batch"
             )
+        if self.grpo.overlong.buffer_tokens > self.rollout.tokens_per_turn:
+            raise ValueError(
+                f"grpo.overlong.buffer_tokens ({self.grpo.overlong.buffer_tokens}) must be at most "
+                f"rollout.tokens_per_turn ({self.rollout.tokens_per_turn})"
+            )
+        if self.checkpoint.best_by is not None and not self.checkpoint.every:
+            raise ValueError(
+                f"checkpoint.best_by ({self.checkpoint.best_by}) has nothing to choose from: checkpoint.every is 0"
+            )
         if self.rollout.tokens_per_turn >= self.model.max_model_len:
             raise ValueError(
                 f"rollout.tokens_per_turn ({self.rollout.tokens_per_turn}) must be below "
@@ -242,6 +257,8 @@ class RunConfig(Settings):
             raise ValueError(
                 "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
             )
+        if self.sync.checksum and self.transfer_backend == "nccl":
+            raise ValueError("sync.checksum works with sync.backend gloo only: vLLM's NCCL transfer gives no checksums")
         if isinstance(self.env, MathSettings) and 2 * self.env.grade_timeout_s >= self.rollout.env_timeout_s:
             raise ValueError(
                 f"env.grade_timeout_s ({self.env.grade_timeout_s:g}) must be below half of rollout.env_timeout_s "

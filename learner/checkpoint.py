@@ -10,6 +10,7 @@ every draw is derived from the run's seed, an index and a purpose.
 
 from __future__ import annotations
 
+import errno
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,48 +24,30 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from learner.durable import sync, write_durably
+from learner.learner_state import (
+    FORMAT,
+    SHARED,
+    STATE_FILE,
+    LayerFile,
+    LearnerState,
+    StateError,
+    read_learner_state,
+)
 
-FORMAT = 1
-STATE_FILE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 _CHUNK = 1 << 24  # bytes read at once while a checksum is made
-
-
-class StateError(RuntimeError):
-    """The learner's state cannot be written or taken up; names the file and what is wrong with it."""
-
-
-class LayerFile(BaseModel):
-    """name: inside the folder. crc32: of its bytes. shapes: of the parameters in it, by name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    crc32: int
-    shapes: Mapping[str, tuple[int, ...]]
-
-
-class LearnerState(BaseModel):
-    """state.json. version: updates done. steps: optimizer steps, fewer or more where some were skipped or repeated."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int
-    version: int
-    steps: int
-    layers: tuple[LayerFile, ...]
 
 
 def save_state(engine: Any, folder: Path | str, version: int) -> None:
     """Write the state of a ZeRO-3 engine; every byte is on disk when it returns. Layer n is written by rank n % ranks.
 
-    No rank holds more than one layer. Raises StateError on all ranks when one of them could not write.
+    No rank holds more than one layer. The folder must be there: a rank that is late, when the driver has given up and
+    removed it, must not make it anew. Raises StateError on all ranks when one of them could not write.
     """
     folder, rank, ranks = Path(folder), dist.get_rank(), dist.get_world_size()
     steps = _steps(engine)
@@ -88,7 +71,6 @@ def save_state(engine: Any, folder: Path | str, version: int) -> None:
     if rank == 0 and not failures:
         state = LearnerState(format=FORMAT, version=version, steps=steps, layers=tuple(layers))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             write_durably(folder / STATE_FILE, state.model_dump_json(indent=1).encode())
             sync(folder)
         except OSError as error:
@@ -104,7 +86,7 @@ def load_state(engine: Any, folder: Path | str) -> int:
     Raises StateError when a file is missing or damaged, or when the parameters are others.
     """
     folder, rank, ranks = Path(folder), dist.get_rank(), dist.get_world_size()
-    state = _read_state(folder / STATE_FILE)
+    state = read_learner_state(folder / STATE_FILE)
     _check_parameters(state, engine, folder)
     files = {name: layer.name for layer in state.layers for name in layer.shapes}
     for layer in state.layers[rank::ranks]:
@@ -183,19 +165,6 @@ def _prepare_moments(engine: Any, steps: int) -> None:
             states.pop(flat, None)
 
 
-def _read_state(path: Path) -> LearnerState:
-    try:
-        state = LearnerState.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise StateError(f"{path}: not the state of a learner: {problem['msg']}") from error
-    if state.format != FORMAT:
-        raise StateError(f"{path}: format {state.format}, this version reads format {FORMAT}")
-    return state
-
-
 def _check_parameters(state: LearnerState, engine: Any, folder: Path) -> None:
     """Raises StateError naming the first parameter that differs."""
     saved = {name: shape for layer in state.layers for name, shape in layer.shapes.items()}
@@ -210,9 +179,8 @@ def _check_parameters(state: LearnerState, engine: Any, folder: Path) -> None:
 
 def _write_layer(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> LayerFile:
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, data)
-    return LayerFile(name=path.name, crc32=zlib.crc32(data), shapes=shapes)
+    return LayerFile(name=path.name, size=len(data), crc32=zlib.crc32(data), shapes=shapes)
 
 
 def _check_sum(path: Path, expected: int) -> None:
@@ -235,4 +203,5 @@ def _tell_all(what: Any) -> list[Any]:
 
 
 def _cause(folder: Path, error: OSError) -> str:
-    return f"{error.filename or folder}: cannot be written: {error.strerror}"
+    why = f"{error.strerror}: {SHARED}" if error.errno == errno.ENOENT else error.strerror
+    return f"{error.filename or folder}: cannot be written: {why}"

@@ -39,10 +39,11 @@ def compared_sums(batch: MicroBatch, logprobs: Tensor, version: int, packing: bo
         return UpdateSums()
     own = batch.own_context & (batch.policy_versions == version)
     difference = (logprobs.detach() - batch.behaviour_logprobs).abs()[own]
+    padded = batch.layout.attended if packing else max(batch.lengths) * len(batch.lengths)
     return UpdateSums(
         forward_tokens=sum(batch.lengths),
         computed_tokens=len(batch.token_ids),
-        attended=batch.layout.attended if packing else max(batch.lengths) * len(batch.lengths),
+        attended=len(batch.token_ids) if packing and batch.token_ids.is_cuda else padded,
         own_tokens=difference.numel(),
         own_abs_diff=float(difference.sum()),
         own_abs_diff_max=float(difference.max()) if difference.numel() else 0.0,

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from configs.schema import LoraSettings, RunConfig
 from learner.batches import MicroBatch
-from learner.packing import ATTENTION, check_packable, register
+from learner.packable import check_packable
+from learner.packing import ATTENTION, register
 
 
 class ModelError(ValueError):
@@ -43,9 +44,10 @@ def load_frozen(config: RunConfig, path: str) -> Any:
         register()
         attention["attn_implementation"] = ATTENTION
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **attention)
+    model.requires_grad_(False)
     if config.deepspeed.packing:
-        check_packable(model.config, config.model.max_model_len)
-    return model.requires_grad_(False)
+        check_packable(model, config.model.max_model_len)
+    return model
 
 
 def _with_adapters(model: Any, settings: LoraSettings) -> Any:
@@ -53,7 +55,12 @@ def _with_adapters(model: Any, settings: LoraSettings) -> Any:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
         raise ModelError("model.lora needs the package peft: pip install peft, or leave model.lora empty") from None
-    names: Any = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
+    names: Any = settings.targets
+    if names != "all-linear":
+        names = [name.strip() for name in settings.targets.split(",")]
+        for name in names:
+            if not any(f".{there}".endswith(f".{name}") for there, _ in model.named_modules()):
+                raise ModelError(f"model.lora.targets: the model has no module {name!r}")
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]

@@ -29,17 +29,6 @@ def register() -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
-def check_packable(config: Any, max_model_len: int) -> None:
-    """Raises PackingError for a model whose layers see less than a whole row behind them."""
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is not None and slides and window < max_model_len:
-        raise PackingError(
-            f"deepspeed.packing: the model attends to {window} tokens only, model.max_model_len is {max_model_len}: "
-            "set deepspeed.packing=false"
-        )
-
-
 def packed_attention(
     _module: nn.Module,
     query: Tensor,
@@ -56,7 +45,7 @@ def packed_attention(
         raise PackingError("rows end to end need a row_layout: the model was called without one")
     # (T, H, D): tokens first, so that what is gathered lies together.
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    if _varlen_serves(query, value) and not dropout:
         return _varlen(q, k, v, scaling, row_layout).unsqueeze(0), None
     parts = [_chunk_attention(q, k, v, scaling, dropout, chunk) for chunk in row_layout.chunks]
     return torch.cat(parts).index_select(0, row_layout.gathered).unsqueeze(0), None
@@ -81,6 +70,13 @@ def _chunk_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return attended.transpose(1, 2).flatten(0, 1)
+
+
+def _varlen_serves(query: Tensor, value: Tensor) -> bool:
+    """Whether the flash kernel takes these heads: half precision, sizes that are equal, multiples of 8, at most 256."""
+    size = query.shape[-1]
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return query.is_cuda and half and size == value.shape[-1] and size % 8 == 0 and size <= 256
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: Layout) -> Tensor:

@@ -34,8 +34,10 @@ def picked_tokens(
         if len(place):
             whole[torch.from_numpy(place)] = logprobs
     dist.all_reduce(whole)
-    advantages = np.concatenate([row.advantages for row in rows])
-    picked = chosen_tokens(whole.cpu().numpy(), advantages, settings, seed)
+    picked = np.zeros(0, np.bool_)
+    if len(whole):
+        advantages = np.concatenate([row.advantages for row in rows])
+        picked = chosen_tokens(whole.cpu().numpy(), advantages, settings, seed)
     # A stand-in's only target is in no row.
     own = [picked[place] if len(place) else np.zeros(len(o), np.bool_) for place, o in zip(places, old, strict=True)]
     return [torch.as_tensor(part, device=whole.device) for part in own]

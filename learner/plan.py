@@ -89,7 +89,7 @@ def plan_micro_batches(units: Sequence[Unit], ranks: int, budget: int) -> Plan:
     Under ZeRO-3 every forward is a collective: ranks with unequal numbers of forwards would wait for ever.
     """
     shares = _spread(sorted(units, key=lambda u: (-u.tokens, u.rows)), ranks)
-    number = max(-(-sum(min(unit.tokens, budget) for unit in share) // budget) for share in shares)
+    number = max(1, *(-(-sum(min(unit.tokens, budget) for unit in share) // budget) for share in shares))
     while True:
         plan = [_spread(share, number) for share in shares]
         batches = [batch for rank in plan for batch in rank]

@@ -131,6 +131,8 @@ def _training_row(
             advantages[place] = advantage
             weights[place] = credit.weight * shares.of_token(credit.stream, length)
     targets = np.flatnonzero(sequences >= 0).astype(np.int32)
+    if 0 in targets[:1]:
+        raise ValueError(f"ticket {group.ticket.index}: a row that begins with a sampled token has no context for it")
     return TrainingRow(
         group=number,
         token_ids=np.concatenate([*context, *(s.token_ids for s in segments[row.first :])]).astype(np.int32),

@@ -42,7 +42,9 @@ SAME_ON_ALL_RANKS = frozenset({"own_abs_diff_max", "steps", "skipped_steps", "se
 
 
 def add_up(ranks: Sequence[UpdateSums]) -> UpdateSums:
-    """The whole update's sums; maxima where a field is not a sum."""
+    """The whole update's sums, zeros of none; maxima where a field is not a sum."""
+    if not ranks:
+        return UpdateSums()
     return UpdateSums(
         **{
             f.name: (max if f.name in SAME_ON_ALL_RANKS else sum)(getattr(r, f.name) for r in ranks)

@@ -149,11 +149,12 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 class Zero3Source(WeightSource):
     """The parameters of a ZeRO-3 module under their Hugging Face names, whole, in the wire's dtype.
 
-    `seconds`: spent on making the last pass's tensors.
+    lasting: each tensor is its own and finished, for a sender that collects many of them on CUDA streams in turn before
+    it copies any. `seconds`: spent on making the last pass's tensors.
     """
 
-    def __init__(self, module: nn.Module, wire_dtype: torch.dtype) -> None:
-        self._module, self._wire_dtype = module, wire_dtype
+    def __init__(self, module: nn.Module, wire_dtype: torch.dtype, lasting: bool = False) -> None:
+        self._module, self._wire_dtype, self._lasting = module, wire_dtype, lasting
         self.seconds = 0.0
 
     def metadata(self) -> list[ParamMeta]:
@@ -164,6 +165,10 @@ class Zero3Source(WeightSource):
         while True:
             began = time.monotonic()
             pair = next(pairs, None)
+            if pair is not None and self._lasting:
+                pair = pair[0], pair[1].clone()
+                if pair[1].is_cuda:
+                    torch.cuda.current_stream().synchronize()
             self.seconds += time.monotonic() - began
             if pair is None:
                 return
@@ -186,7 +191,8 @@ class WeightSender:
             if config.transfer_backend == "nccl"
             else GlooTrainerInitInfo(address, port, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=0)
         )
-        self._source = Zero3Source(module, getattr(torch, config.model.dtype))
+        lasting = config.transfer_backend == "nccl"
+        self._source = Zero3Source(module, getattr(torch, config.model.dtype), lasting)
         self._engine: Any = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)
 
     def send(self, version: int) -> SyncTimes:

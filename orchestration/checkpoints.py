@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.schema import CheckpointSettings, RunConfig
 from learner.durable import sync, write_durably
+from learner.learner_state import StateError, check_there
 from orchestration.dispatch import Dispatcher
 from orchestration.evaluate import Evaluation
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import LedgerError, State
 from orchestration.metrics import UpdateMetrics
+from orchestration.nonfinite import NonfiniteGuard
 from orchestration.recorder import Recorder, RecorderState
 from orchestration.replay_queue import QueueError
 from orchestration.run_folder import RunFolder
@@ -47,12 +49,17 @@ class Best(BaseModel):
 
 
 class RunState(BaseModel):
-    """run.json. update: updates done. before: the first evaluation, which a resumed run does not repeat."""
+    """run.json. update: updates done. before: the first evaluation, which a resumed run does not repeat.
+
+    policy: digest of the policy the run started from. nonfinite: updates in a row without a step.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     format: int
     update: int
+    policy: str
+    nonfinite: int
     dispatch: DispatchState
     recorder: RecorderState
     before: Evaluation
@@ -61,7 +68,10 @@ class RunState(BaseModel):
 
 @dataclass
 class Checkpoints:
-    """Writes a run's checkpoints. best: as the checkpoint knew it that the run goes on from."""
+    """Writes a run's checkpoints.
+
+    policy: digest of the policy the run started from. best: as the checkpoint knew it that the run goes on from.
+    """
 
     config: RunConfig
     folder: RunFolder
@@ -69,6 +79,8 @@ class Checkpoints:
     replay: Any  # handle of the ReplayQueue
     say: Callable[[str], None]
     before: Evaluation
+    policy: str
+    nonfinite: NonfiniteGuard
     best: Best | None = None
 
     async def write(self, update: int, dispatcher: Dispatcher, recorder: Recorder) -> None:
@@ -78,10 +90,12 @@ class Checkpoints:
         """
         dispatcher.ledger.counts().check()
         final = self.folder.checkpoint(update)
+        self.folder.sweep_checkpoints()
         try:
             await self._write(update, self.folder.partial(final), dispatcher, recorder)
-        except (OSError, LearnerError, LedgerError) as error:
-            shutil.rmtree(self.folder.partial_of(final), ignore_errors=True)  # the room it took is needed
+        except (OSError, LearnerError, LedgerError, StateError) as error:
+            with suppress(OSError):  # the room it took is needed, and ranks that are late must find it gone
+                self.folder.remove(self.folder.partial_of(final))
             failed = f"checkpoint of update {update} not written: {_cause(error)}"
             if update >= self.config.run.updates:
                 raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error
@@ -96,6 +110,8 @@ class Checkpoints:
         state = RunState(
             format=FORMAT,
             update=update,
+            policy=self.policy,
+            nonfinite=self.nonfinite.in_a_row,
             dispatch=dispatcher.state(),
             recorder=recorder.state(),
             before=replace(self.before, payloads=()),
@@ -103,7 +119,9 @@ class Checkpoints:
         )
         write_durably(partial / RUN, state.model_dump_json(indent=1).encode())
         write_durably(partial / QUEUE, msgpack.packb(await self._messages(queued)))
+        (partial / LEARNER).mkdir()  # here and by no rank: see save_state
         await self.learners.save(str(partial / LEARNER))
+        check_there(partial / LEARNER)
         sync(partial / LEDGER)
         final = self.folder.checkpoint(update)
         self.folder.publish(partial, final)

@@ -69,7 +69,7 @@ class UpdateMetrics:
     queue_bytes: int
     """Their messages' bytes."""
     filtered: int
-    """Tickets dropped for lack of signal; cumulative."""
+    """Tickets dropped for lack of signal, or with an update that had no finite gradient; cumulative."""
     stale: int
     """Tickets dropped for their lag; cumulative."""
     failed: int

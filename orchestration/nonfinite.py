@@ -13,23 +13,26 @@ from orchestration.learners import LearnerError
 
 
 class NonfiniteGuard:
-    """folder: where batches go, made with the first. limit: updates in a row after which the run stops."""
+    """folder: where batches go, made with the first. limit: updates in a row after which the run stops.
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    in_a_row: those so far, which a checkpoint keeps.
+    """
+
+    def __init__(self, folder: Path, limit: int, in_a_row: int = 0) -> None:
         self._folder, self._limit = folder, limit
-        self._in_a_row = 0
+        self.in_a_row = in_a_row
 
     async def look_at(self, update: int, sums: UpdateSums, groups: Sequence[bytes]) -> Path | None:
         """Keep the encoded groups of an update without a step; the file. Raises LearnerError at the limit."""
         if sums.steps:
-            self._in_a_row = 0
+            self.in_a_row = 0
             return None
-        self._in_a_row += 1
+        self.in_a_row += 1
         path = self._folder / f"update-{update:06d}.msgpack"
         await asyncio.to_thread(_write, path, groups)
-        if self._in_a_row >= self._limit:
+        if self.in_a_row >= self._limit:
             raise LearnerError(
-                f"{self._in_a_row} updates in a row without a finite loss and gradient (optim.max_nonfinite): the "
+                f"{self.in_a_row} updates in a row without a finite loss and gradient (optim.max_nonfinite): the "
                 f"weights are as they were before; look at the batches in {self._folder}, lower optim.lr, or go on "
                 "from an earlier checkpoint"
             )

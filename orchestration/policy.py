@@ -18,6 +18,8 @@ from envs.protocol import tags
 from envs.registry import make_env, make_script, source_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Files of a policy's folder that say what it is: configuration, tokenizer, chat template, weights.
+LOADED = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 SOURCES = Path(__file__).resolve().parent.parent
 # What makes a demonstration besides the environment's own folder.
 SHARED_SOURCES = ("envs/base.py", "envs/protocol.py", "envs/demonstrations.py", "learner/warmup.py")
@@ -41,6 +43,16 @@ def ensure_policy(config: RunConfig, say: Callable[[str], None]) -> Path:
         if not folder.is_dir():
             _warm_up(config, folder, say)
     return folder
+
+
+def policy_digest(policy: Path) -> str:
+    """Equal for the same policy: the bytes of all that is loaded from its folder; of a hub id only the id is known."""
+    if not policy.is_dir():
+        return f"id:{policy}"
+    digest = hashlib.sha256()
+    for file in sorted(path for path in policy.iterdir() if path.suffix in LOADED):
+        digest.update(file.name.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0" + _contents(file))
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _check(path: str) -> Path:

@@ -73,11 +73,14 @@ def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path
         )
     state = read_state(checkpoint)
     _check_updates(folder, config, state)
+    _check_metrics(folder, state)
     queued = read_queue(checkpoint)
     if len(queued) > config.queue.max_groups:
         raise ResumeError(
             f"queue.max_groups ({config.queue.max_groups}) is too small for the {len(queued)} groups queued"
         )
+    if (size := sum(map(len, queued))) > config.queue.max_mib << 20:
+        raise ResumeError(f"queue.max_mib ({config.queue.max_mib}) is too small for the {size} bytes of groups queued")
     counts = _counts(checkpoint / LEDGER)
     if counts.get(State.QUEUED, 0) != len(queued):
         raise ResumeError(
@@ -87,6 +90,15 @@ def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path
     return ResumePoint(
         config, folder, checkpoint, state, tuple(queued), again, _said(folder, checkpoint, state, counts)
     )
+
+
+def check_policy(point: ResumePoint, policy: str, digest: str) -> None:
+    """Raises ResumeError when `policy`, of this digest, is not what the run started from."""
+    if digest != point.state.policy:
+        raise ResumeError(
+            f"model.path: {policy} is not the policy {point.folder.path} started from: its files differ; put those back, "
+            "or start a new run with model.path=RUN/policy"
+        )
 
 
 def roll_back(point: ResumePoint) -> None:
@@ -99,8 +111,6 @@ def roll_back(point: ResumePoint) -> None:
     shutil.copyfile(point.checkpoint / LEDGER, partial)
     sync(partial)
     rename_durably(partial, folder.ledger)
-    if folder.metrics.stat().st_size < recorded:
-        raise ResumeError(f"{folder.metrics} is shorter than at the checkpoint ({recorded} bytes): put it back")
     os.truncate(folder.metrics, recorded)
     sync(folder.metrics)
     folder.replace(folder.config, to_yaml(point.config).encode())
@@ -129,6 +139,15 @@ def _check_updates(folder: RunFolder, config: RunConfig, state: RunState) -> Non
         raise ResumeError(
             f"{folder.path} is finished: {done} updates of {wanted}; go on with run.updates={2 * done} or so"
         )
+
+
+def _check_metrics(folder: RunFolder, state: RunState) -> None:
+    """Raises ResumeError when lines that were there at the checkpoint are not there any more."""
+    recorded = state.recorder.metrics_bytes
+    if not folder.metrics.is_file():
+        raise ResumeError(f"{folder.metrics} is missing ({recorded} bytes at the checkpoint): put it back")
+    if folder.metrics.stat().st_size < recorded:
+        raise ResumeError(f"{folder.metrics} is shorter than at the checkpoint ({recorded} bytes): put it back")
 
 
 def _counts(ledger: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from configs.schema import RunSettings
@@ -30,6 +31,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.policy = path / "policy"
+        self.nonfinite = path / "nonfinite"
         self._lock: int | None = None
 
     @classmethod
@@ -105,7 +107,7 @@ class RunFolder:
             for name in files:
                 sync(Path(folder) / name)
             sync(Path(folder))
-        shutil.rmtree(final, ignore_errors=True)
+        self.remove(final)
         rename_durably(partial, final)
 
     def partial_of(self, final: Path) -> Path:
@@ -118,6 +120,22 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
+
+    def remove(self, folder: Path) -> None:
+        """Take a folder away, its name first: nobody finds a part of it, nor writes into it any more.
+
+        Raises OSError when the name cannot be taken; what else cannot be removed lies under the name of a partial.
+        """
+        gone = folder.with_name(f".{folder.name.lstrip('.')}.removed.partial")
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            rename_durably(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def sweep_checkpoints(self) -> None:
+        """Remove what checkpoints that failed, and old ones that were removed, may have left."""
+        for partial in self.checkpoints.glob(".step-*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that is whole; None before the first."""
@@ -139,7 +157,8 @@ class RunFolder:
             kept.add(self.checkpoint(best))
         for old in steps:
             if old not in kept:
-                shutil.rmtree(old, ignore_errors=True)
+                with suppress(OSError):  # tried again at the next checkpoint
+                    self.remove(old)
 
     def checkpoint(self, update: int) -> Path:
         return self.checkpoints / f"step-{update:06d}"
@@ -151,8 +170,8 @@ class RunFolder:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         for step in self.checkpoints.glob("step-*"):
             if step > self.checkpoint(update):
-                shutil.rmtree(step)
-        for sample in self.samples.glob("update-*"):
-            if sample.suffix == ".partial" or sample.stem > f"update-{update:06d}":
-                sample.unlink()
+                self.remove(step)
+        for kept in (*self.samples.glob("update-*"), *self.nonfinite.glob("update-*")):
+            if kept.suffix == ".partial" or kept.stem > f"update-{update:06d}":
+                kept.unlink()
         self.summary.unlink(missing_ok=True)

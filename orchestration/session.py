@@ -30,11 +30,11 @@ from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import Ledger, LedgerError
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.places import RolloutError
-from orchestration.policy import PolicyError, ensure_policy
+from orchestration.policy import PolicyError, ensure_policy, policy_digest
 from orchestration.recorder import Recorder
 from orchestration.replay_queue import QueueError, ReplayQueue
 from orchestration.report import write_report
-from orchestration.resume import ResumeError, ResumePoint, roll_back
+from orchestration.resume import ResumeError, ResumePoint, check_policy, roll_back
 from orchestration.run_folder import RunFolder, RunFolderError
 
 START_ERRORS = (ClusterError, PolicyError, RunFolderError, ResumeError)
@@ -60,9 +60,12 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
                 ensure_policy(config, console.say)  # a wrong path is said before Ray starts
             with joined_cluster(config, console) as group:
                 # And a cluster without room before a policy is warmed up.
-                policy = str(ensure_policy(config, console.say))
-                processes = spawn_processes(config, policy, group)
-                asyncio.run(_run(config, folder, processes, console, began, resume))
+                policy = ensure_policy(config, console.say)
+                digest = policy_digest(policy)
+                if resume is not None:
+                    check_policy(resume, str(policy), digest)
+                processes = spawn_processes(config, str(policy), group)
+                asyncio.run(_run(config, folder, processes, console, began, resume, digest))
     except BaseException:
         if not folder.config.exists():
             folder.discard()
@@ -107,7 +110,7 @@ def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGrou
 
 async def _run(
     config: RunConfig, folder: RunFolder, processes: Processes, console: Console, began: float,
-    resume: ResumePoint | None,
+    resume: ResumePoint | None, digest: str,
 ) -> None:  # fmt: skip
     learners = Learners(config, processes.ranks)
     before = await _bring_up(config, processes, learners, console, resume)
@@ -124,14 +127,15 @@ async def _run(
         dispatcher = Dispatcher(config, processes.actors, ledger)
         figures = None if resume is None else resume.state.recorder
         with Recorder(config, folder, console, processes, learners, dispatcher, began, figures) as recorder:
-            checkpoints = Checkpoints(config, folder, learners, processes.replay, console.say, before)
+            in_a_row = 0 if resume is None else resume.state.nonfinite
+            guard = NonfiniteGuard(folder.nonfinite, config.optim.max_nonfinite, in_a_row)
+            checkpoints = Checkpoints(config, folder, learners, processes.replay, console.say, before, digest, guard)
             if resume is None:
                 await recorder.compare_logprobs(before)
             else:
                 checkpoints.best = resume.state.best
                 for group in resume.queued:
                     await processes.replay.put.remote(group)
-            guard = NonfiniteGuard(folder.path / "nonfinite", config.optim.max_nonfinite)
             driver = Driver(config, checkpoints, dispatcher, processes.replay, learners, recorder, guard)
             try:
                 if resume is not None:

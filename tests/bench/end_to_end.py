@@ -17,7 +17,7 @@ from typing import Any
 from configs.load import load_config
 from orchestration.cluster import ROOT
 from orchestration.policy import ensure_policy
-from tests.bench.rounds import rounded
+from tests.bench.rounds import ratio, rounded
 from tests.bench.trl_loop import Job
 
 GOAL = 2.0
@@ -27,7 +27,9 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 # One answer of at most 48 tokens to each of 16 prompts, eight times.
 SINGLE_TURN = ("env.max_turns=1", "sampler={name: parallel, group_size: 8}", "grpo.drop_zero_signal=false")
 SHORT = ("eval.episodes=2", "eval.samples=2", "cluster.dashboard=false", "observe.console=false")
-# processes, threads of each
+# Both sides may choose how they spread over two cores. Ours: rollout actors, learner ranks.
+OUR_WAYS = ((2, 2), (1, 1))
+# TRL's: processes, threads of each.
 TRL_WAYS = ((1, 1), (1, 2), (2, 1))
 
 
@@ -36,22 +38,25 @@ def measure(rounds: int) -> dict[str, Any]:
     config = load_config(QUICKSTART, overrides)
     policy = ensure_policy(config, print)
     trajectories = config.grpo.groups_per_update * 8
-    ways = {f"trl_{n}x{threads}": (n, threads) for n, threads in TRL_WAYS}
-    found: dict[str, list[float]] = {name: [] for name in ("ours", *ways)}
+    ours = {f"ours_{actors}_actors_{ranks}_ranks": (actors, ranks) for actors, ranks in OUR_WAYS}
+    trl = {f"trl_{n}_processes_{threads}_threads": (n, threads) for n, threads in TRL_WAYS}
+    found: dict[str, list[float]] = {name: [] for name in (*ours, *trl)}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            found["ours"].append(trajectories / median(our_seconds(overrides, Path(folder))))
-            for name, (processes, threads) in ways.items():
+            for name, (actors, ranks) in ours.items():
+                way = [*overrides, f"rollout.actors={actors}", f"deepspeed.ranks={ranks}"]
+                found[name].append(trajectories / median(our_seconds(way, Path(folder))))
+            for name, (processes, threads) in trl.items():
                 job = Job(config.model_dump(mode="json"), str(policy), UPDATES, threads)
                 found[name].append(trajectories / median(trl_seconds(job, processes, Path(folder))))
-    best = max(ways, key=lambda name: median(found[name]))
+    best_of_ours, best_of_trl = (max(ways, key=lambda name: median(found[name])) for ways in (ours, trl))
     return {
         "goal_ratio_at_least": GOAL,
         "prompts": config.grpo.groups_per_update,
         "group_size": 8,
         "most_new_tokens": config.rollout.tokens_per_turn,
-        **{f"{name}_trajectories_per_s": rounded(median(values)) for name, values in found.items()},
-        "ratio_to_best_trl": rounded(median(a / b for a, b in zip(found["ours"], found[best], strict=True))),
+        "trajectories_per_s": {name: rounded(median(values)) for name, values in found.items()},
+        "ratio_best_to_best": rounded(ratio(found[best_of_ours], found[best_of_trl])),
     }
 
 

@@ -105,7 +105,7 @@ def test_adapters_and_gradient_checkpointing_go_together(policy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"model": {"lora": {"targets": "no_such_module"}}}, ("model.lora.targets", "no_such_module"))],
+    [({"model": {"lora": {"targets": "q_proj, no_such_module"}}}, ("model.lora.targets", "no_such_module"))],
 )
 def test_what_cannot_be_trained_is_said(changes: dict[str, Any], words: tuple[str, ...], policy: Path) -> None:
     with pytest.raises(ray.exceptions.RayTaskError) as refusal:
@@ -166,6 +166,20 @@ def test_a_loss_that_is_no_number_is_skipped_where_its_gradient_would_be_finite(
     bad = replace(last, advantages=np.zeros(m, np.float32), loss_weights=np.full(m, np.inf, np.float32))
     sums = ranks.update([*rest, bad])
     assert (sums.steps, sums.skipped_steps) == (0, 1)
+    ranks.stop()
+
+
+# --- nothing to train ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grpo", [{}, {"entropy": {"name": "clip_cov"}}], ids=["plain", "Clip-Cov"])
+def test_a_batch_without_a_trained_token_is_gone_through_on_all_ranks(grpo: dict[str, Any], policy: Path) -> None:
+    ranks = Ranks(settings(2, grpo=grpo), policy)
+    before = ranks.weights()
+    sums = ranks.update([])
+    assert (sums.tokens, sums.loss, sums.grad_norm) == (0, 0.0, 0.0)
+    assert largest_difference(ranks.weights(), before) == 0
+    assert ranks.update(ROWS).steps == 1
     ranks.stop()
 
 

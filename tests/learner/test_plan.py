@@ -133,6 +133,10 @@ def test_every_row_is_planned_once_and_ranks_have_equal_work(ranks: int) -> None
     assert max(sum(unit.tokens for unit in batch) for share in plan for batch in share) <= 1000
 
 
+def test_without_rows_every_rank_stands_in() -> None:
+    assert plan_rows([], DeepspeedSettings(ranks=2)) == [[[]], [[]]]
+
+
 def test_without_packing_rows_stay_whole() -> None:
     rows = family(0, [1, 2], [3])
     [[batch]] = plan_rows(rows, DeepspeedSettings(ranks=1, packing=False))

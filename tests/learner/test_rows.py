@@ -184,6 +184,13 @@ def test_whatever_the_batch_a_stream_sums_to_its_weight(lengths: list[list[int]]
     assert stream_sums(training_rows(groups, settings)) == pytest.approx(weight, rel=1e-5)
 
 
+def test_a_sampled_token_without_a_context_is_refused() -> None:
+    row = Row(0, 0, (credit(0, 1, 1.0),))
+    bare = Trajectory((answer(4, 5),), Verdict.SOLVED, 1.0)
+    with pytest.raises(ValueError, match="ticket 5: a row that begins with a sampled token"):
+        training_rows([one_group(bare, rows=[row])], CENTRED)
+
+
 def test_a_batch_without_rows_is_empty() -> None:
     assert training_rows([one_group(solution(1.0), rows=[])], CENTRED) == []
 

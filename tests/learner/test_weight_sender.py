@@ -15,8 +15,9 @@ from torch import nn
 from vllm.distributed.weight_transfer import ParamMeta
 
 from configs.schema import RunConfig
+from learner import weight_sender
 from learner.actors_client import WeightTransferError
-from learner.weight_sender import WeightSender, cut, pack
+from learner.weight_sender import WeightSender, Zero3Source, cut, pack
 from orchestration.cluster import ROOT
 
 
@@ -156,3 +157,19 @@ def test_a_weight_that_was_not_announced_is_refused() -> None:
     assert pack(iter(pairs), announced, memory).view(torch.float32).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     with pytest.raises(ValueError, match="weight b: a came"):
         pack(iter([pairs[0], pairs[0]]), announced, memory)
+
+
+def test_tensors_that_last_are_not_overwritten_by_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks gather into memory that is used again; a sender that collects before it copies needs its own."""
+
+    def gathered(*_: object) -> Iterator[tuple[str, torch.Tensor]]:
+        memory = torch.empty(2)
+        for number in range(3):
+            yield f"w{number}", memory.fill_(number)
+
+    monkeypatch.setattr(weight_sender, "gathered_parameters", gathered)
+    module = nn.Linear(2, 2)
+    lasting = list(Zero3Source(module, torch.float32, lasting=True))
+    assert [tensor.tolist() for _, tensor in lasting] == [[0, 0], [1, 1], [2, 2]]
+    passing = list(Zero3Source(module, torch.float32))
+    assert [tensor.tolist() for _, tensor in passing] == [[2, 2]] * 3
