@@ -9,11 +9,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
+
+
+# Who waits for a command: a thread-safe future told what it returned, or a request's own, told only of a failure.
+Caller = Future[Any] | asyncio.Future[Any]
+Answer = tuple[asyncio.Future[Any], Any]
 
 
 class EngineError(RuntimeError):
@@ -28,8 +34,8 @@ class EngineThread:
     """
 
     def __init__(self, arguments: dict[str, Any], timeout_s: float) -> None:
-        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._waiting: dict[str, Future[RequestOutput]] = {}
+        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Caller]] = queue.SimpleQueue()
+        self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
         self._requests = 0
         self._paused_at: float | None = None
         self._broken: BaseException | None = None
@@ -46,19 +52,16 @@ class EngineThread:
     async def answer(self, token_ids: list[int], params: SamplingParams) -> RequestOutput:
         """The finished output of one request; given up, it is aborted."""
         self._requests += 1
-        request_id, future = f"r{self._requests}", Future[Any]()
+        request_id, future = f"r{self._requests}", asyncio.get_running_loop().create_future()
 
         def add() -> None:
+            self.engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
             self._waiting[request_id] = future
-            try:
-                self.engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
-            except BaseException:
-                del self._waiting[request_id]
-                raise
 
         try:
-            await self.call(add)
-            output: RequestOutput = await asyncio.wrap_future(future)
+            # Only a failure to add is told: to be woken twice for each request would cost the engine's thread the GIL.
+            self._put(add, future)
+            output: RequestOutput = await future
             return output
         except asyncio.CancelledError:
             # The caller gave up (time limit, or the run is over): free the engine's slot.
@@ -68,10 +71,13 @@ class EngineThread:
     async def call(self, command: Callable[[], Any]) -> Any:
         """Run a command between two steps; what it returns or raises."""
         done: Future[Any] = Future()
-        self._commands.put((command, done))
+        self._put(command, done)
+        return await asyncio.wrap_future(done)
+
+    def _put(self, command: Callable[[], Any], caller: Caller) -> None:
+        self._commands.put((command, caller))
         if self._broken is not None:  # looked at behind the put: a thread that has ended runs no more commands
             self._fail(self._broken)
-        return await asyncio.wrap_future(done)
 
     def pause(self) -> None:
         """For a command."""
@@ -124,12 +130,13 @@ class EngineThread:
 
     def _step(self) -> None:
         began = time.monotonic()
+        answers: list[Answer] = []
         for output in self.engine.step():
             future = self._waiting.pop(output.request_id, None) if output.finished else None
             if future is not None:
                 self.sampled_tokens += len(output.outputs[0].token_ids)
-                if future.set_running_or_notify_cancel():
-                    future.set_result(output)
+                answers.append((future, output))
+        _tell(answers)
         self.busy_s += time.monotonic() - began
 
     def _abort(self, request_id: str) -> None:
@@ -139,24 +146,48 @@ class EngineThread:
     def _fail(self, error: BaseException) -> None:
         """Nothing more will be run: everybody who waits is told why."""
         self._broken = error
-        waiting, self._waiting = list(self._waiting.values()), {}
+        callers: list[Caller] = list(self._waiting.values())
+        self._waiting = {}
         while not self._commands.empty():
-            waiting.append(self._commands.get()[1])
-        for future in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(EngineError(f"the engine stopped: {error}"))
+            callers.append(self._commands.get()[1])
+        cause = EngineError(f"the engine stopped: {error}")
+        _tell([(caller, cause) for caller in callers if isinstance(caller, asyncio.Future)])
+        for caller in callers:
+            if isinstance(caller, Future) and caller.set_running_or_notify_cancel():
+                caller.set_exception(cause)
 
 
-def _execute(command: Callable[[], Any], done: Future[Any]) -> None:
-    """Run a command unless its caller has given up, and hand over what it returns or raises."""
-    if not done.set_running_or_notify_cancel():
+def _execute(command: Callable[[], Any], caller: Caller) -> None:
+    """Run a command unless its caller has given up; what it raises is told, what it returns to those of `call` only."""
+    if caller.cancelled() if isinstance(caller, asyncio.Future) else not caller.set_running_or_notify_cancel():
         return
     try:
         result = command()
     except BaseException as error:
-        done.set_exception(error)
+        if isinstance(caller, asyncio.Future):
+            _tell([(caller, error)])
+        else:
+            caller.set_exception(error)
     else:
-        done.set_result(result)
+        if isinstance(caller, Future):
+            caller.set_result(result)
+
+
+def _tell(answers: list[Answer]) -> None:
+    """Hand over answers from the engine's thread, all of a step at one waking of their loop."""
+    for loop in {future.get_loop() for future, _ in answers}:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, [answer for answer in answers if answer[0].get_loop() is loop])
+
+
+def _settle(answers: list[Answer]) -> None:
+    for future, answer in answers:
+        if future.done():  # given up
+            continue
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
 
 
 def start_engine(arguments: dict[str, Any]) -> Any:

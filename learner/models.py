@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from configs.schema import LoraSettings, RunConfig
 from learner.batches import MicroBatch
 from learner.packable import check_packable
-from learner.packing import ATTENTION, register
+from learner.packing import ATTENTION, PackingError, register
 
 
 class ModelError(ValueError):
@@ -48,6 +49,21 @@ def load_frozen(config: RunConfig, path: str) -> Any:
     if config.deepspeed.packing:
         check_packable(model, config.model.max_model_len)
     return model
+
+
+def load_reference(config: RunConfig, path: str, policy: Any) -> Any:
+    """The frozen reference of `policy`, which must know the same tokens. Raises ModelError."""
+    try:
+        reference = load_frozen(config, os.path.expanduser(path))
+    except PackingError:
+        raise
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"grpo.kl.reference ({path}) cannot be loaded: {first}") from error
+    theirs, ours = (model.config.get_text_config().vocab_size for model in (reference, policy))
+    if theirs != ours:
+        raise ModelError(f"grpo.kl.reference ({path}) has {theirs} tokens, the policy {ours}: other tokens, no KL")
+    return reference
 
 
 def _with_adapters(model: Any, settings: LoraSettings) -> Any:

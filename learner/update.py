@@ -17,7 +17,7 @@ from configs.seeds import derive_seed
 from learner.batches import MicroBatch, collate
 from learner.logprobs import token_logprobs
 from learner.measured import compared_sums, trained_sums
-from learner.models import load_frozen, load_policy, target_logits
+from learner.models import load_policy, load_reference, target_logits
 from learner.objective import batch_loss, needs_old_pass
 from learner.picking import picked_tokens
 from learner.plan import plan_rows
@@ -39,7 +39,9 @@ class PolicyLearner:
         self._reference: Any = None
         kl = config.grpo.kl
         if kl.coefficient and (kl.reference or config.model.lora is None):
-            self._reference = zero3_reference(config, load_frozen(config, kl.reference or policy))
+            self._reference = zero3_reference(
+                config, load_reference(config, kl.reference or policy, self.engine.module)
+            )
 
     def update(self, rows: Sequence[TrainingRow], version: int) -> UpdateSums:
         """grpo.epochs optimizer steps on the rows, on all ranks at once. A step without a finite gradient is skipped.

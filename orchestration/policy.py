@@ -32,10 +32,15 @@ class PolicyError(ValueError):
 def ensure_policy(config: RunConfig, say: Callable[[str], None]) -> Path:
     """Folder (or hub id) of the policy to start from; makes the small one if it is not there yet (about 90 s).
 
-    `say` gets a line before anything slow. Raises PolicyError.
+    `say` gets a line before anything slow. Raises PolicyError, for a reference policy that is not there too.
     """
+    if config.grpo.kl.reference is not None:
+        _model_folder("grpo.kl.reference", config.grpo.kl.reference)
     if config.model.path is not None:
-        return _check(config.model.path)
+        folder = _model_folder("model.path", config.model.path)
+        if folder.is_dir() and not _has_chat_template(folder):
+            raise PolicyError(f"model.path: the tokenizer in {folder} has no chat template")
+        return folder
     cache = Path(config.model.warmup.cache).expanduser()
     folder = cache / f"policy-{_key(config)}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -55,16 +60,14 @@ def policy_digest(policy: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _check(path: str) -> Path:
+def _model_folder(key: str, path: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if HUB_ID.fullmatch(path):
             return Path(path)
-        raise PolicyError(f"model.path: {path} is not a folder, nor a hub id (owner/name)")
+        raise PolicyError(f"{key}: {path} is not a folder, nor a hub id (owner/name)")
     if not (folder / "config.json").is_file():
-        raise PolicyError(f"model.path: {path} holds no model in Hugging Face format (no config.json)")
-    if not _has_chat_template(folder):
-        raise PolicyError(f"model.path: the tokenizer in {path} has no chat template")
+        raise PolicyError(f"{key}: {path} holds no model in Hugging Face format (no config.json)")
     return folder
 
 

@@ -96,8 +96,8 @@ def check_policy(point: ResumePoint, policy: str, digest: str) -> None:
     """Raises ResumeError when `policy`, of this digest, is not what the run started from."""
     if digest != point.state.policy:
         raise ResumeError(
-            f"model.path: {policy} is not the policy {point.folder.path} started from: its files differ; put those back, "
-            "or start a new run with model.path=RUN/policy"
+            f"model.path: {policy} is not the policy {point.folder.path} started from: its files differ; "
+            "put those back, or start a new run with model.path=RUN/policy"
         )
 
 

@@ -145,7 +145,7 @@ def random_rows(shape: Shape, length: int, count: int) -> list[TrainingRow]:
             behaviour_logprobs=floats * -10,
             policy_versions=ints,
             advantages=floats * (1 - 2 * (number % 2)),
-            loss_weights=floats / (count * m),
+            loss_weights=np.full(m, 1 / (count * m), np.float32),
             own_context=True,
             importance_cap=2.0,
         )

@@ -75,6 +75,14 @@ class Ranks:
         return zero3_engine(config, load_policy(config, policy))[0]
 
 
+def save_in(engine: Any, folder: Path, version: int) -> None:
+    """Save into a folder made before, as the driver makes it."""
+    from learner.checkpoint import save_state
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_state(engine, folder, version)
+
+
 def step(engine: Any, number: int) -> None:
     """Update `number`, the same on all ranks: its data depends on nothing else."""
     engine.set_gradient_accumulation_boundary(True)
@@ -91,20 +99,20 @@ def loss_of(module: Any, number: int) -> Any:
 
 def saving(ranks: Ranks, policy: str, root: str) -> None:
     """For each variant: straight/0, straight/3 and straight/5; and the same again from a loaded state."""
-    from learner.checkpoint import load_state, save_state
+    from learner.checkpoint import load_state
 
     for variant in VARIANTS:
         folder = Path(root) / variant
         engine = ranks.engine(variant, policy)
-        save_state(engine, folder / "straight" / "0", 0)
+        save_in(engine, folder / "straight" / "0", 0)
         for number in range(5):
             step(engine, number)
             if number in (2, 4):
-                save_state(engine, folder / "straight" / str(number + 1), number + 1)
+                save_in(engine, folder / "straight" / str(number + 1), number + 1)
         assert load_state(engine, folder / "straight" / "0") == 0  # back to before the first step
         for number in range(3):
             step(engine, number)
-        save_state(engine, folder / "rewound" / "3", 3)
+        save_in(engine, folder / "rewound" / "3", 3)
         going_on(ranks, variant, policy, root, "resumed")
 
 
@@ -119,14 +127,14 @@ def going_on(ranks: Ranks, variant: str, policy: str, root: str, name: str) -> N
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from learner.checkpoint import load_state, save_state
+    from learner.checkpoint import load_state
 
     folder = Path(root) / variant
     engine = ranks.engine(variant, policy)
     with torch.no_grad():
         loss_of(engine, 9)  # leaves whole parameters behind, which the loaded ones must replace
     assert load_state(engine, folder / "straight" / "3") == 3
-    save_state(engine, folder / name / "3", 3)
+    save_in(engine, folder / name / "3", 3)
     dtype = getattr(torch, settings_of(variant, ranks.ranks).model.dtype)
     for n, parameter in engine.module.named_parameters():
         if parameter.requires_grad:  # what a forward sees is the optimizer's weight, rounded
@@ -135,7 +143,7 @@ def going_on(ranks: Ranks, variant: str, policy: str, root: str, name: str) -> N
                 assert torch.equal(parameter.detach(), master.to(dtype)), n
     for number in (3, 4):
         step(engine, number)
-    save_state(engine, folder / name / "5", 5)
+    save_in(engine, folder / name / "5", 5)
 
 
 def disk_full(ranks: Ranks, policy: str, root: str) -> None:
@@ -143,6 +151,7 @@ def disk_full(ranks: Ranks, policy: str, root: str) -> None:
     import errno
 
     from learner import checkpoint
+    from learner.learner_state import STATE_FILE, StateError
 
     engine = ranks.engine("float32", policy)
     real = checkpoint.write_durably
@@ -151,22 +160,37 @@ def disk_full(ranks: Ranks, policy: str, root: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     checkpoint.write_durably = full if ranks.rank == 1 else real
-    with pytest.raises(checkpoint.StateError, match=r"layer-00001.*cannot be written: No space left on device"):
-        checkpoint.save_state(engine, Path(root) / "full", 0)
-    assert not (Path(root) / "full" / checkpoint.STATE_FILE).exists()
+    with pytest.raises(StateError, match=r"layer-00001.*cannot be written: No space left on device"):
+        save_in(engine, Path(root) / "full", 0)
+    assert not (Path(root) / "full" / STATE_FILE).exists()
     checkpoint.write_durably = real
-    checkpoint.save_state(engine, Path(root) / "later", 0)
+    save_in(engine, Path(root) / "later", 0)
+
+
+def folder_gone(ranks: Ranks, policy: str, root: str) -> None:
+    """A folder that is not there, or not there any more, is said by all ranks and not made."""
+    from learner.checkpoint import save_state
+    from learner.learner_state import StateError, check_there
+
+    engine = ranks.engine("float32", policy)
+    gone = Path(root) / "gone" / "learner"
+    with pytest.raises(StateError, match=r"layer-0000.*No such file or directory: run\.root must be on a file system"):
+        save_state(engine, gone, 0)
+    assert not gone.parent.exists()
+    save_in(engine, Path(root) / "there", 0)
+    check_there(Path(root) / "there")
 
 
 def refusals(ranks: Ranks, policy: str, root: str) -> None:
     """What must not be taken up, each named in one line."""
     import shutil
 
-    from learner.checkpoint import StateError, load_state, save_state
+    from learner.checkpoint import load_state
+    from learner.learner_state import StateError
 
     engine = ranks.engine("float32", policy)
     good = Path(root) / "good"
-    save_state(engine, good, 7)
+    save_in(engine, good, 7)
 
     def refused(what: str, change: Any) -> None:
         bad = Path(root) / "bad"

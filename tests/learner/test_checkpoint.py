@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from learner.learner_state import StateError, check_there
 from tests.learner.checkpoint_ranks import VARIANTS, loss_of, run_ranks, settings_of
 
 pytestmark = pytest.mark.timeout(400)
@@ -123,6 +124,23 @@ def test_bfloat16_keeps_the_exact_weights(saved: Path) -> None:
 def test_a_full_disk_on_one_rank_is_said_by_all(policy: Path, tmp_path: Path) -> None:
     run_ranks(2, "disk_full", policy, tmp_path)
     assert state_of(tmp_path / "later")["version"] == 0
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(policy: Path, tmp_path: Path) -> None:
+    run_ranks(2, "folder_gone", policy, tmp_path)
+    folder = tmp_path / "there"
+    layer = folder / "layer-00001.safetensors"
+    layer.write_bytes(layer.read_bytes()[:-1])
+    with pytest.raises(
+        StateError, match=rf"layer-00001\.safetensors .* has {layer.stat().st_size} bytes here: run\.root"
+    ):
+        check_there(folder)
+    layer.unlink()
+    with pytest.raises(StateError, match=r"layer-00001\.safetensors .* is not here: run\.root"):
+        check_there(folder)
+    (folder / "state.json").unlink()
+    with pytest.raises(StateError, match=r"state\.json .* is not here: run\.root"):
+        check_there(folder)
 
 
 def test_what_must_not_be_taken_up_is_refused_by_name(policy: Path, tmp_path: Path) -> None:

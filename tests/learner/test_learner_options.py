@@ -14,7 +14,7 @@ import torch
 
 from configs.schema import RunConfig
 from learner.rows import TrainingRow
-from tests.learner.ranks import Gradients, Ranks, local_ray, random_rows, settings, tiny_policy
+from tests.learner.ranks import VOCABULARY, Gradients, Ranks, local_ray, random_rows, settings, tiny_policy
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
 ROWS = random_rows(12)
@@ -105,13 +105,22 @@ def test_adapters_and_gradient_checkpointing_go_together(policy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"model": {"lora": {"targets": "q_proj, no_such_module"}}}, ("model.lora.targets", "no_such_module"))],
+    [
+        ({"model": {"lora": {"targets": "q_proj, no_such_module"}}}, ("model.lora.targets", "no_such_module")),
+        ({"grpo": {"kl": {"coefficient": 1, "reference": "/nowhere"}}}, ("grpo.kl.reference (/nowhere)", "loaded")),
+    ],
 )
 def test_what_cannot_be_trained_is_said(changes: dict[str, Any], words: tuple[str, ...], policy: Path) -> None:
     with pytest.raises(ray.exceptions.RayTaskError) as refusal:
         Ranks(settings(1, **changes), policy)
     last = str(refusal.value).strip().splitlines()[-1]
     assert all(word in last for word in words), last
+
+
+def test_a_reference_of_other_tokens_is_said(policy: Path, tmp_path: Path) -> None:
+    kl = {"coefficient": 1, "reference": str(tiny_policy(tmp_path / "other", vocab_size=VOCABULARY + 1))}
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"grpo\.kl\.reference .* has 97 tokens, the policy 96"):
+        Ranks(settings(1, grpo={"kl": kl}), policy)
 
 
 def test_a_model_with_a_short_window_asks_for_padding(tmp_path: Path) -> None:

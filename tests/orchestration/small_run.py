@@ -9,16 +9,19 @@ from configs.load import to_yaml
 from configs.schema import RunConfig, RunSettings
 from envs.trajectory import GroupStats, Ticket
 from learner.durable import write_durably
+from learner.learner_state import FORMAT, STATE_FILE, LayerFile, LearnerState
 from orchestration.checkpoints import Checkpoints
 from orchestration.evaluate import Evaluation
 from orchestration.ledger import Ledger, State
 from orchestration.metrics import UpdateMetrics
+from orchestration.nonfinite import NonfiniteGuard
 from orchestration.recorder import RecorderState, Totals
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState, Sampled
 from tests.orchestration.test_metrics import metrics
 
 BEFORE = Evaluation(0.5, {7: 0.25, 9: 0.75}, {4: 0.8}, 1.5, 1000, (b"kept elsewhere",), 1, "boom")
+POLICY = "sha256:0123"
 SAMPLED = Sampled(groups=3, reward_sum=0.1 + 0.2, stats=GroupStats(sketches=5))
 
 
@@ -33,18 +36,22 @@ class Queue:
 
 
 class Learners:
-    """Saves the number of the update, in two files."""
+    """Saves the number of the update, in two files. elsewhere: files written where the driver does not see them."""
 
     def __init__(self) -> None:
         self.version = 0
         self.broken: Exception | None = None
+        self.elsewhere: tuple[str, ...] = ()
 
     async def save(self, folder: str) -> None:
         if self.broken is not None:
             raise self.broken
-        Path(folder).mkdir()
-        for part in ("a", "b"):
-            write_durably(Path(folder) / part, b"weights %d" % self.version)
+        data = b"weights %d" % self.version
+        layers = tuple(LayerFile(name=part, size=len(data), crc32=0, shapes={}) for part in ("a", "b"))
+        state = LearnerState(format=FORMAT, version=self.version, steps=self.version, layers=layers)
+        for name, content in [("a", data), ("b", data), (STATE_FILE, state.model_dump_json().encode())]:
+            if name not in self.elsewhere:
+                write_durably(Path(folder) / name, content)
 
 
 class Dispatcher:
@@ -69,13 +76,16 @@ class Run:
     """A run of one ticket an update, each with a checkpoint."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
-        config = RunConfig.model_validate({"run": {"updates": 10}, "checkpoint": settings})
+        config = RunConfig.model_validate({"run": {"updates": 10}, "checkpoint": {"every": 1, **settings}})
         self.folder = RunFolder.reserve(RunSettings(root=str(path), name="run"), "x")
         self.folder.config.write_text(to_yaml(config))
         self.ledger = Ledger(self.folder.ledger)
         self.learners, self.said = Learners(), list[str]()
         parts: Any = self.learners
-        self.checkpoints = Checkpoints(config, self.folder, parts, Queue(), self.said.append, BEFORE)
+        self.nonfinite = NonfiniteGuard(self.folder.nonfinite, limit=5)
+        self.checkpoints = Checkpoints(
+            config, self.folder, parts, Queue(), self.said.append, BEFORE, POLICY, self.nonfinite
+        )
 
     async def update(self, number: int, **figures: Any) -> None:
         dispatcher: Any = Dispatcher(self.ledger)

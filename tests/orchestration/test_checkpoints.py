@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from configs.schema import CheckpointSettings
+from learner.durable import write_durably
+from learner.update_sums import UpdateSums
 from orchestration.checkpoints import Best, CheckpointError, RunState, better, read_queue, read_state
 from orchestration.learners import LearnerError
 from orchestration.ledger import Ledger, LedgerError, State
 from orchestration.recorder import RecorderState, Totals
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState
-from tests.orchestration.small_run import BEFORE, SAMPLED, Recorder, Run
+from tests.orchestration.small_run import BEFORE, POLICY, SAMPLED, Recorder, Run
 from tests.orchestration.test_metrics import metrics
 
 
@@ -56,8 +58,16 @@ async def test_a_checkpoint_holds_the_run(run: Run) -> None:
     assert state.dispatch == DispatchState(5, 2, 1, SAMPLED)
     assert state.recorder == RecorderState(12.5, Totals(own_tokens=4), 2 * 13)
     assert state.before == replace(BEFORE, payloads=())
-    assert state.best is None
+    assert (state.best, state.policy, state.nonfinite) == (None, POLICY, 0)
     assert run.said == []
+
+
+async def test_updates_in_a_row_without_a_step_are_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=3)
+    for update, steps, in_a_row in [(1, 1, 0), (2, 0, 1), (3, 0, 2), (4, 1, 0)]:
+        await run.nonfinite.look_at(update, UpdateSums(steps=steps), [])
+        await run.update(update)
+        assert read_state(run.folder.checkpoint(update)).nonfinite == in_a_row
 
 
 async def test_figures_that_are_no_number_come_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +178,56 @@ async def test_the_run_goes_on_without_a_checkpoint_but_not_past_its_end(run: Ru
         await run.update(10)
     assert run.there() == ["latest", "step-000001"]
     assert read_state(run.folder.checkpoint(1)).update == 1
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "says"),
+    [
+        (("a", "b", "state.json"), "state.json was written by the learner but is not here"),
+        (("b",), "learner/b was written"),
+    ],
+)
+async def test_weights_the_driver_does_not_see_are_no_checkpoint(
+    run: Run, elsewhere: tuple[str, ...], says: str
+) -> None:
+    """The learner's node has a disk of its own under the same name."""
+    await run.update(1)
+    run.learners.elsewhere = elsewhere
+    await run.update(2)
+    [line] = run.said
+    assert says in line
+    assert "run.root must be on a file system all nodes see" in line
+    assert run.there() == ["latest", "step-000001"]
+    with pytest.raises(CheckpointError, match=r"run\.root"):
+        await run.update(10)
+
+
+async def test_a_rank_that_is_late_does_not_bring_a_failed_checkpoint_back(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save ran out of time; the rank goes on writing, into a folder that is gone."""
+    asked: list[Path] = []
+
+    async def late(folder: str) -> None:
+        asked.append(Path(folder))
+        assert Path(folder).is_dir()  # made by the driver
+        raise LearnerError("the learner's ranks did not save within 1 s (deepspeed.timeout_s)")
+
+    monkeypatch.setattr(run.learners, "save", late)
+    await run.update(1)
+    assert run.there() == []
+    with pytest.raises(FileNotFoundError):
+        write_durably(asked[0] / "layer-00000.safetensors", b"x")
+    assert run.there() == []
+
+
+async def test_what_a_failed_checkpoint_left_is_swept_at_the_next(run: Run) -> None:
+    left = run.folder.partial(run.folder.checkpoint(1)) / "learner"
+    left.mkdir()
+    (left / "layer-00000.safetensors").write_bytes(b"x")
+    (run.folder.checkpoints / ".step-000000.removed.partial").mkdir()
+    await run.update(2)
+    assert run.there() == ["latest", "step-000002"]
 
 
 async def test_a_ledger_that_cannot_be_copied_costs_the_checkpoint_only(

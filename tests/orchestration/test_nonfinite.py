@@ -43,6 +43,18 @@ async def test_the_run_stops_after_so_many_in_a_row(tmp_path: Path) -> None:
     assert sorted(p.stem for p in (tmp_path / "nonfinite").iterdir()) == [f"update-{i:06d}" for i in (1, 3, 4)]
 
 
+async def test_the_count_goes_on_where_a_checkpoint_left_it(tmp_path: Path) -> None:
+    before = NonfiniteGuard(tmp_path / "nonfinite", limit=3)
+    for update in (1, 2):
+        await before.look_at(update, SKIPPED, GROUPS)
+    assert before.in_a_row == 2
+    with pytest.raises(LearnerError, match=r"^3 updates in a row"):
+        await NonfiniteGuard(tmp_path / "nonfinite", 3, before.in_a_row).look_at(3, SKIPPED, GROUPS)
+    after = NonfiniteGuard(tmp_path / "nonfinite", 3, before.in_a_row)
+    await after.look_at(3, MADE, [])
+    assert after.in_a_row == 0
+
+
 # --- in the loop -----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from configs.environments import PathExplorationSettings
 from configs.schema import RunConfig
 from envs.base import Failure
 from envs.frozen_lake.env import FrozenLake
-from orchestration.policy import PolicyError, ensure_policy
+from orchestration.policy import PolicyError, ensure_policy, policy_digest
 
 
 def config(**model: Any) -> RunConfig:
@@ -103,3 +104,38 @@ def test_a_demonstration_that_cannot_be_judged_names_the_warm_up(
     with pytest.raises(PolicyError, match=r"^model\.warmup: a demonstration could not be judged: the grader died$"):
         ensure_policy(small(tmp_path), print)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_the_digest_is_of_what_is_loaded(tmp_path: Path) -> None:
+    """Where the folder lies, its README and its subfolders do not matter; every file of the policy does."""
+    folder = policy_folder(tmp_path / "one", chat_template="x")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    first = policy_digest(folder)
+    assert first.startswith("sha256:")
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "README.md").write_text("words")
+    (tmp_path / "other" / "runs").mkdir()
+    assert policy_digest(tmp_path / "other") == first
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        path = tmp_path / "other" / name
+        was = path.read_bytes()
+        path.write_bytes(was[:-1] + b"!")  # of the same size
+        assert policy_digest(tmp_path / "other") != first, name
+        path.write_bytes(was)
+    (tmp_path / "other" / "chat_template.jinja").write_text("x")
+    assert policy_digest(tmp_path / "other") != first
+    (tmp_path / "other" / "chat_template.jinja").rename(tmp_path / "other" / "vocab.txt")
+    (tmp_path / "other" / "config.json").rename(tmp_path / "other" / "merges.txt")
+    assert policy_digest(tmp_path / "other") != first
+
+
+def test_the_digest_of_a_hub_id_is_the_id() -> None:
+    assert policy_digest(Path("owner/name")) == "id:owner/name"
+
+
+def test_a_missing_reference_is_named_before_anything_starts(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    kl = {"coefficient": 0.1, "reference": missing}
+    with pytest.raises(PolicyError) as refused:
+        ensure_policy(RunConfig.model_validate({"grpo": {"kl": kl}}), print)
+    assert str(refused.value) == f"grpo.kl.reference: {missing} is not a folder, nor a hub id (owner/name)"

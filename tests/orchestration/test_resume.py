@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from configs.load import load_config, to_yaml
@@ -16,9 +17,9 @@ from envs.trajectory import Ticket
 from orchestration.checkpoints import CheckpointError
 from orchestration.cluster import ROOT
 from orchestration.ledger import Ledger, State
-from orchestration.resume import ResumeError, different, resume_point, roll_back
+from orchestration.resume import ResumeError, check_policy, different, resume_point, roll_back
 from orchestration.run_folder import RunFolder, RunFolderError
-from tests.orchestration.small_run import BEFORE, Run
+from tests.orchestration.small_run import BEFORE, POLICY, Run
 
 
 @pytest.fixture
@@ -33,6 +34,8 @@ async def left(tmp_path: Path) -> Path:
     with run.folder.metrics.open("a") as file:
         file.write('{"update":3}\n{"upd')
     (run.folder.samples / "update-000003.msgpack").write_text("x")
+    run.folder.nonfinite.mkdir()
+    (run.folder.nonfinite / "update-000003.msgpack").write_text("x")
     run.folder.partial(run.folder.checkpoint(3))
     run.ledger.close()
     run.folder.release()
@@ -115,6 +118,34 @@ def test_a_queue_too_small_for_what_was_queued_is_refused(left: Path) -> None:
     assert "queue.max_groups (1) is too small for the 2 groups queued" in refused(left)
 
 
+def test_a_queue_with_too_little_room_for_what_was_queued_is_refused(left: Path) -> None:
+    """1 MiB takes 2^20 bytes and not one more."""
+    queue = left / "checkpoints" / "step-000002" / "queue.msgpack"
+    queue.write_bytes(msgpack.packb([b"x" * 1_000_000, b"x" * 48_576]))
+    resume_point(left, ["queue.max_mib=1"], None).folder.release()
+    queue.write_bytes(msgpack.packb([b"x" * 1_000_000, b"x" * 48_577]))
+    assert "queue.max_mib (1) is too small for the 1048577 bytes of groups queued" in refused(left, "queue.max_mib=1")
+    resume_point(left, ["queue.max_mib=2"], None).folder.release()
+
+
+def test_metrics_that_are_short_or_missing_are_said_before_anything_changes(left: Path) -> None:
+    (left / "metrics.jsonl").write_text('{"update":1}\n')
+    there = sorted(left.rglob("*"))
+    assert "metrics.jsonl is shorter than at the checkpoint (26 bytes): put it back" in refused(left)
+    (left / "metrics.jsonl").unlink()
+    assert "metrics.jsonl is missing (26 bytes at the checkpoint): put it back" in refused(left)
+    assert [path for path in there if path.name != "metrics.jsonl"] == sorted(left.rglob("*"))
+
+
+def test_another_starting_policy_is_refused(left: Path) -> None:
+    point = resume_point(left, [], None)
+    check_policy(point, "some/policy", POLICY)
+    with pytest.raises(ResumeError, match=r"^model\.path: some/policy is not the policy .* its files differ") as caught:
+        check_policy(point, "some/policy", "sha256:9")
+    assert "\n" not in str(caught.value)
+    point.folder.release()
+
+
 def test_a_finished_run_wants_more_updates(left: Path) -> None:
     (left / "config.yaml").write_text(to_yaml(load_config(left / "config.yaml", ["run.updates=2"])))
     resume_point(left, [], None).folder.release()  # its end is missing: export, evaluation, summary
@@ -165,8 +196,8 @@ def run_py(*arguments: str) -> str:
 def test_the_command_says_it_in_one_line(left: Path) -> None:
     assert "run.seed cannot be changed" in run_py("--resume", str(left), "run.seed=5")
     wrong = "checkpoint.best_by: metrics.jsonl has no 'sucess'; did you mean 'success'?"
-    assert wrong in run_py("--resume", str(left), "checkpoint.best_by=sucess")
-    assert wrong in run_py("--config", "configs/quickstart.yaml", "checkpoint.best_by=sucess")
+    assert wrong in run_py("--resume", str(left), "checkpoint.best_by=sucess", "checkpoint.every=1")
+    assert wrong in run_py("--config", "configs/quickstart.yaml", "checkpoint.every=1", "checkpoint.best_by=sucess")
 
 
 # --- back to the checkpoint ------------------------------------------------------------------------------------------
@@ -180,6 +211,7 @@ def test_what_came_after_the_checkpoint_never_happened(left: Path) -> None:
         assert rows(left / "ledger.sqlite") == [(1, "queued"), (2, "queued"), (101, "in_flight"), (102, "in_flight")]
         assert (left / "metrics.jsonl").read_text() == '{"update":1}\n{"update":2}\n'
         assert list((left / "samples").iterdir()) == []
+        assert list((left / "nonfinite").iterdir()) == []
         assert sorted(p.name for p in (left / "checkpoints").iterdir()) == ["latest", "step-000001", "step-000002"]
         assert load_config(left / "config.yaml", ()).run.updates == 12
         with Ledger(left / "ledger.sqlite") as ledger:
@@ -202,14 +234,6 @@ def test_the_log_of_a_killed_process_is_not_played_into_the_restored_ledger(left
     point = resume_point(left, [], None)
     roll_back(point)
     assert rows(left / "ledger.sqlite")[0] == (1, "queued")
-    point.folder.release()
-
-
-def test_metrics_shorter_than_at_the_checkpoint_are_said(left: Path) -> None:
-    (left / "metrics.jsonl").write_text('{"update":1}\n')
-    point = resume_point(left, [], None)
-    with pytest.raises(ResumeError, match=r"metrics\.jsonl is shorter than at the checkpoint \(26 bytes\)"):
-        roll_back(point)
     point.folder.release()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,47 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert len(list(folder.checkpoints.glob("step-*"))) == 2
 
 
+def test_an_old_checkpoint_is_gone_at_once_or_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash while it is removed leaves no part of it under its name."""
+    folder = RunFolder.reserve(settings(tmp_path), "x")
+    for step in (1, 2):
+        folder.checkpoint(step).mkdir()
+        (folder.checkpoint(step) / "run.json").write_text("x")
+    folder.point_to(folder.checkpoint(2))
+
+    def crash(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", crash)
+        with pytest.raises(KeyboardInterrupt):
+            folder.keep_checkpoints(1)
+    there = {".step-000001.removed.partial", "latest", "step-000002"}
+    assert {p.name for p in folder.checkpoints.iterdir()} == there
+    folder.sweep_checkpoints()
+    assert {p.name for p in folder.checkpoints.iterdir()} == {"latest", "step-000002"}
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.reserve(settings(tmp_path), "x")
+    for step in (1, 2):
+        folder.checkpoint(step).mkdir()
+    folder.point_to(folder.checkpoint(2))
+
+    def full(old: Path, new: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", full)
+        folder.keep_checkpoints(1)
+    assert folder.checkpoint(1).is_dir()
+    folder.keep_checkpoints(1)
+    assert {p.name for p in folder.checkpoints.iterdir()} == {"latest", "step-000002"}
+
+
 def test_the_best_checkpoint_and_the_latest_are_kept_too(tmp_path: Path) -> None:
     folder = RunFolder.reserve(settings(tmp_path), "x")
     assert folder.latest_checkpoint() is None
@@ -148,14 +191,18 @@ def test_leftovers_and_what_came_later_are_removed(tmp_path: Path) -> None:
     folder = RunFolder.reserve(settings(tmp_path), "x")
     for step in (4, 5, 12):
         folder.checkpoint(step).mkdir()
-        (folder.samples / f"update-{step:06d}.msgpack").write_text("x")
+        for kept in (folder.samples, folder.nonfinite):
+            kept.mkdir(exist_ok=True)
+            (kept / f"update-{step:06d}.msgpack").write_text("x")
     (folder.samples / "update-000005.partial").write_text("x")
+    (folder.nonfinite / "update-000005.partial").write_text("x")
     folder.partial(folder.checkpoint(6))
     folder.partial(folder.policy)
     folder.summary.write_text("{}")
     folder.policy.mkdir()
     folder.remove_leftovers(5)
     assert sorted(p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*")) == [
-        *(".lock", "checkpoints", "checkpoints/step-000004", "checkpoints/step-000005", "policy", "samples"),
+        *(".lock", "checkpoints", "checkpoints/step-000004", "checkpoints/step-000005"),
+        *("nonfinite", "nonfinite/update-000004.msgpack", "nonfinite/update-000005.msgpack", "policy", "samples"),
         *("samples/update-000004.msgpack", "samples/update-000005.msgpack"),
     ]
