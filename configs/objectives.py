@@ -139,9 +139,6 @@ class GrpoSettings(Settings):
             raise ValueError(f"dual_clip ({self.dual_clip:g}) bounds a ratio, objective (cispo) has a weight instead")
         if self.kl.reference is not None and not self.kl.coefficient:
             raise ValueError(f"kl.reference ({self.kl.reference}) is of no use: kl.coefficient is 0")
-        used = [self.normalizer, *(stream.normalizer for stream in vars(self.streams).values())]
-        if self.constant_length is not None and "constant" not in used:
-            raise ValueError(f"constant_length ({self.constant_length}) is of no use: no normalizer is constant")
         if isinstance(self.entropy, ClipCov) and self.entropy.low >= self.entropy.high:
             raise ValueError(f"entropy.low ({self.entropy.low:g}) must be below entropy.high ({self.entropy.high:g})")
         return self

@@ -81,7 +81,6 @@ def test_every_key_is_read_somewhere() -> None:
         ({"checkpoint": {"best_by": "success"}}, ("checkpoint.best_by (success)", "checkpoint.every")),
         ({"optim": {"min_lr_share": 0.1}}, ("min_lr_share (0.1)", "schedule")),
         ({"grpo": {"kl": {"reference": "x"}}}, ("kl.reference (x)", "kl.coefficient")),
-        ({"grpo": {"constant_length": 9}}, ("constant_length (9)", "normalizer")),
         ({"grpo": {"objective": "cispo", "dual_clip": 3}}, ("dual_clip (3)", "objective (cispo)")),
         ({"grpo": {"entropy": {"name": "kl_cov"}}}, ("entropy.name (kl_cov)", "epochs (1)")),
         ({"grpo": {"entropy": {"name": "clip_cov", "low": 5}}}, ("entropy.low (5)", "entropy.high (5)")),

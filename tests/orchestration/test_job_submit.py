@@ -74,15 +74,23 @@ def wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) 
             time.sleep(0.5)
 
 
+def submitted(head: Head, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """The job to its end. A head that is just up refuses jobs until its agent is there, and says to try again."""
+    command = [BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *arguments]
+    deadline = time.monotonic() + timeout_s
+    while True:
+        done = subprocess.run(command, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400)
+        if "No available agent to submit job" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
+
+
 def test_a_submitted_job_trains(head: Head, small_policy: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--",
-            "python", "orchestration/run.py", "--config", "configs/quickstart.yaml", "run.updates=2",
-            "grpo.groups_per_update=4", "eval.episodes=16", "eval.samples=4", f"model.path={small_policy}",
-            f"run.root={tmp_path}", "run.name=job",
-        ],
-        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
+    done = submitted(
+        head,
+        "python", "orchestration/run.py", "--config", "configs/quickstart.yaml", "run.updates=2",
+        "grpo.groups_per_update=4", "eval.episodes=16", "eval.samples=4", f"model.path={small_policy}",
+        f"run.root={tmp_path}", "run.name=job",
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "update 2/2" in done.stdout
