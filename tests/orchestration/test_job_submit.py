@@ -76,7 +76,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) 
 
 def submitted(head: Head, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     """The job to its end. A head that is just up refuses jobs until its agent is there, and says to try again."""
-    command = [BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *arguments]
+    command = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *arguments]
     deadline = time.monotonic() + timeout_s
     while True:
         done = subprocess.run(command, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400)
