@@ -42,6 +42,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=8", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard_port}", f"--metrics-export-port={metrics_port}",
             f"--object-store-memory={300 << 20}",
+            # The agent of a Ray whose driver was killed may still hold the usual port.
+            f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}",
         ],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
