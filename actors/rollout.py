@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from actors.chat import MARK, Chat, Frame
 from actors.engine import Completion
 from actors.env_workers import EnvWorkers
+from actors.episode import Episode, Turn, without_open_turn
 from configs.schema import RunConfig
 from configs.seeds import derive_seed
 from envs.base import Outcome, TextEnv
@@ -29,6 +30,14 @@ class Sampler(Protocol):
     """An exploration method: how one ticket becomes a group. A new method is a new file with one of these."""
 
     async def sample_group(self, rollout: Rollout) -> Group: ...
+
+
+# A group, and the episodes that its trajectories of these numbers are, for a sampler that goes on from them.
+Root = tuple[Group, dict[int, Episode]]
+
+
+class RootSampler(Sampler, Protocol):
+    async def sample_root(self, rollout: Rollout) -> Root: ...
 
 
 class EnvironmentFailure(RuntimeError):
@@ -52,6 +61,7 @@ class Rollout:
     def __init__(self, ticket: Ticket, shared: Shared) -> None:
         self.ticket = ticket
         self.env_steps = 0
+        self.keep_turns = False  # of the episodes played from now on: a sampler that branches asks for them
         self.chat = shared.chat
         self._shared = shared
 
@@ -71,33 +81,53 @@ class Rollout:
         seed = derive_seed(self._shared.config.run.seed, self.ticket.index, purpose)
         return await self._shared.policy.sample(context_ids, max_tokens, seed)
 
-    async def play(self, opening_ids: Ints, purpose: str, sketch: int | None = None) -> Trajectory:
+    async def play(self, opening_ids: Ints, purpose: str, sketch: int | None = None) -> Episode:
         """Play the episode to its end. A failing environment gives verdict FAILED and its cause."""
-        segments, reward, outcome = [given(Role.PROMPT, opening_ids)], 0.0, Outcome(Verdict.UNPARSABLE, "")
+        begun = Trajectory((given(Role.PROMPT, opening_ids),), Verdict.UNPARSABLE, 0.0, sketch=sketch)
+        return await self._go_on(begun, None, purpose)
+
+    async def branch(self, episode: Episode, parent: int, pivot: int, purpose: str) -> Episode:
+        """Play on behind the first `pivot` segments of an episode, number `parent` of the group, whose turns were kept.
+
+        The environment goes back to where it was then; an answer that had begun goes on.
+        """
+        shared = episode.trajectory.segments[:pivot]
+        begun = replace(episode.trajectory, segments=shared, answer="", cause="", parent=parent, pivot=pivot)
+        return await self._go_on(begun, episode.turn_of(pivot), purpose)
+
+    async def _go_on(self, begun: Trajectory, turn: Turn | None, purpose: str) -> Episode:
+        """To the end from what has begun; turn: to go back to, of an episode that is not new."""
+        segments, turns = [*begun.segments], list[Turn]()
+        reward, outcome = turn.reward if turn else 0.0, Outcome(Verdict.UNPARSABLE, "")
+        said = [s.token_ids for s in segments[turn.segment :]] if turn else []  # of the answer under way
         try:
-            env, _ = await self._new_episode()
-            over = False
+            env, over = await self._env_at(turn), False
             while not over:
+                if self.keep_turns:
+                    turns.append(Turn(len(segments) - len(said), await self._env_call(env.snapshot), reward))
                 context_ids = np.concatenate([s.token_ids for s in segments])
-                completion = await self.sample(
-                    context_ids, self._shared.config.rollout.tokens_per_turn, f"{purpose}/{len(segments)}"
-                )
+                room = self._shared.config.rollout.tokens_per_turn - sum(map(len, said))
+                completion = await self.sample(context_ids, room, f"{purpose}/{len(segments)}")
                 if completion is None:
                     reward += await self._env_call(env.cut)
                     break  # no room for another answer: the episode stands as it is
                 segments.append(sampled(Role.ANSWER, completion))
-                message, earned, terminated, truncated, info = await self._env_call(
-                    env.step, self.chat.text(completion.token_ids)
-                )
+                text = self.chat.text(np.concatenate([*said, completion.token_ids]))
+                message, earned, terminated, truncated, info = await self._env_call(env.step, text)
                 self.env_steps += 1
-                reward, outcome, over = reward + float(earned), info["outcome"], terminated or truncated
+                said, reward, outcome, over = [], reward + float(earned), info["outcome"], terminated or truncated
                 if outcome.verdict is Verdict.FAILED:
                     raise EnvironmentFailure(outcome.cause)
                 if not over:
                     segments.append(given(Role.OBSERVATION, self.chat.reply(message, completion.ended)))
         except EnvironmentFailure as failure:
-            return Trajectory(tuple(segments), Verdict.FAILED, 0.0, sketch=sketch, cause=str(failure))
-        return Trajectory(_without_open_turn(segments), outcome.verdict, float(reward), outcome.answer, sketch)
+            failed = replace(begun, segments=tuple(segments), verdict=Verdict.FAILED, reward=0.0, cause=str(failure))
+            return Episode(failed, tuple(turns))
+        ended = replace(
+            begun,
+            segments=without_open_turn(segments), verdict=outcome.verdict, reward=float(reward), answer=outcome.answer,
+        )  # fmt: skip
+        return Episode(ended, tuple(turns))
 
     async def _new_episode(self) -> tuple[TextEnv, str]:
         def begin() -> tuple[TextEnv, str]:
@@ -105,6 +135,14 @@ class Rollout:
             return env, env.reset(seed=self.ticket.seed)[0]
 
         return await self._env_call(begin)
+
+    async def _env_at(self, turn: Turn | None) -> TextEnv:
+        """An environment of its own at the ticket's episode, from its beginning or as it was in a turn."""
+        if turn is None:
+            return (await self._new_episode())[0]
+        env = self._shared.make_env()
+        await self._env_call(env.restore, turn.snapshot)
+        return env
 
     async def _env_call(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run an environment's call off the event loop, within its time limit. Raises EnvironmentFailure."""
@@ -129,8 +167,3 @@ def sampled(role: Role, completion: Completion) -> Segment:
     return Segment(
         role, completion.token_ids, completion.behaviour_logprobs, completion.policy_versions, completion.ended
     )
-
-
-def _without_open_turn(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Drop an observation that no answer followed: nothing was sampled behind it."""
-    return tuple(segments[:-1] if segments[-1].role is Role.OBSERVATION else segments)

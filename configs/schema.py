@@ -5,13 +5,14 @@ Loads without torch, ray, vllm or deepspeed. Group knobs live in the group of th
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs.base import Settings
 from configs.environments import EnvSettings, FrozenLakeSettings, MathSettings
 from configs.objectives import GrpoSettings
+from configs.samplers import ParallelSettings, SamplerSettings
 
 
 class RunSettings(Settings):
@@ -21,6 +22,9 @@ class RunSettings(Settings):
     root: str = Field("runs", min_length=1, description="folder that holds the runs")
     seed: int = Field(0, ge=0)
     updates: PositiveInt = Field(100, description="optimizer steps in all")
+    max_tokens: PositiveInt | None = Field(
+        None, description="generated tokens after which the run ends, if its updates are not done before; empty: none"
+    )
 
 
 class WarmupSettings(Settings):
@@ -35,6 +39,7 @@ class WarmupSettings(Settings):
     epochs: PositiveInt = 1
     lr: PositiveFloat = 3e-3
     skill: float = Field(0.15, ge=0, le=1, description="share of careful demonstrations; the rest are careless")
+    list_length: int = Field(8, ge=2, description="solutions in a demonstrated list of them (path_exploration)")
     seed: int = Field(0, ge=0)
     cache: str = Field("~/.cache/sesa-on-ray", min_length=1, description="folder of made policies, kept by content")
 
@@ -65,39 +70,6 @@ class ModelSettings(Settings):
     lora: LoraSettings | None = Field(None, description="train low-rank adapters only; empty: all weights")
     max_model_len: PositiveInt = Field(512, description="tokens of context and answer together")
     warmup: WarmupSettings = WarmupSettings()
-
-
-class ParallelSettings(Settings):
-    """Plain GRPO: `group_size` independent solutions of one prompt."""
-
-    name: Literal["parallel"] = "parallel"
-    group_size: int = Field(8, ge=2)
-
-
-class SesaSettings(Settings):
-    """Sequential sketches, then parallel guided solutions (arXiv 2510.15502; papers differ, see docs/concepts.md)."""
-
-    name: Literal["sesa"] = "sesa"
-    sketches: int = Field(8, ge=2)
-    expansions_per_sketch: PositiveInt = 1
-    sketch_tokens: PositiveInt = Field(24, description="most tokens of one sketch")
-    train_on: Literal["plain", "guided", "both"] = "plain"
-    duplicates: Literal["penalty", "resample", "keep"] = "penalty"
-    max_resamples: int = Field(
-        2, ge=0, description="tries again for one repeated or unreadable sketch, with `duplicates: resample`"
-    )
-    rejected_reward: float = Field(
-        -1.0, description="reward of a repeated or unreadable sketch; below a miss, or lists collapse"
-    )
-    plain_weight: float = Field(1.0, ge=0, description="weight of the plain update in the solution stream")
-    guided_weight: float = Field(1.0, ge=0, description="weight of the guided update in the solution stream")
-    plain_importance_cap: PositiveFloat | None = Field(
-        None,
-        description="cap of pi_old(y|x) / pi_old(y|x, sketch) in the plain update; empty: no correction (the paper)",
-    )
-
-
-SamplerSettings = Annotated[ParallelSettings | SesaSettings, Field(discriminator="name")]
 
 
 class RolloutSettings(Settings):
@@ -174,6 +146,7 @@ class SyncSettings(Settings):
 class EvalSettings(Settings):
     episodes: PositiveInt = Field(256, description="held-out seeds, the same before and after")
     samples: PositiveInt = Field(8, description="plain-prompt samples of each; also the k of pass@k")
+    every: int = Field(0, ge=0, description="updates between evaluations while training; 0: before and after only")
     timeout_s: PositiveFloat = Field(600.0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +157,16 @@ class TextEnv(gymnasium.Env[str, str]):
 
     def check(self) -> None:
         """Try what episodes need beyond the settings. Raises BadEnvironment when it is missing."""
+
+    # --- several solutions of one prompt -----------------------------------------------------------------------------
+
+    def another_attempt(self) -> str:
+        """The words behind a solution that ask for a different one; a game of several turns begins anew."""
+        return "Another one." if self.settings.max_turns == 1 else f"Another one.\n{self._opening()}"
+
+    def tried(self, answers: Sequence[str]) -> str:
+        """The words, appended to the first message, that tell earlier solutions and ask for a different one."""
+        return "\nTried: " + "; ".join(answers) + "\nAnother one."
 
     # --- method sketches ---------------------------------------------------------------------------------------------
 

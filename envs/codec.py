@@ -21,7 +21,7 @@ from envs.wire import MAX_ITEMS, MAX_TEXT_BYTES, CodecError, kind
 
 __all__ = ["MAX_BODY_BYTES", "SCHEMA_VERSION", "CodecError", "Header", "decode_group", "encode_group", "read_header"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_BODY_BYTES = 64 * 2**20
 _MAGIC = b"SESA"
 _MAX_HEADER_BYTES = 128

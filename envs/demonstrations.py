@@ -1,4 +1,4 @@
-"""Scripted conversations for the warm-up of a small policy: plain play, guided play and lists of sketches.
+"""Scripted conversations for the warm-up of a small policy: plain play, guided play, lists of sketches and solutions.
 
 The policy that learns them is meant to be mediocre and narrow: it knows the rules, the form of an answer and how to
 follow a sketch, and leaves to reinforcement learning which play and which sketch is good.
@@ -27,6 +27,8 @@ class Script(ABC, Generic[E]):
     sketch_share = 0.08
     guided_skill = 0.95
     sketches_a_list = 8
+    # Lists of different solutions, one asked for after another.
+    list_share = 0.0
     # A careless game is cut here: the rest repeats itself and costs training time.
     careless_turns = 3
 
@@ -42,9 +44,15 @@ class Script(ABC, Generic[E]):
         without thinking.
         """
 
+    def solutions(self, env: E, count: int, skill: float, rng: np.random.Generator) -> list[str]:
+        """Up to `count` different answers to one prompt, a share `skill` of them careful; for `list_share`."""
+        raise NotImplementedError
 
-def demonstrate(env: E, script: Script[E], seed: int, skill: float) -> Conversation:
+
+def demonstrate(env: E, script: Script[E], seed: int, skill: float, list_length: int = 8) -> Conversation:
     """One demonstration, a pure function of its seed; resets `env`. `skill`: share of careful plain play.
+
+    list_length: solutions in a list of them.
 
     Guided play follows any sketch, good or bad, so that following is learned apart from preferring. Raises Failure when
     the environment cannot judge.
@@ -57,6 +65,8 @@ def demonstrate(env: E, script: Script[E], seed: int, skill: float) -> Conversat
     if sketches and kind < script.sketch_share + script.guided_share:
         sketch = sketches[rng.integers(len(sketches))]
         return _game(env, script, first + env.guidance(sketch), sketch, rng.random() < script.guided_skill, rng)
+    if kind >= 1 - script.list_share:
+        return _solution_list(env, first, script.solutions(env, list_length, skill, rng))
     return _game(env, script, first, None, rng.random() < skill, rng)
 
 
@@ -82,4 +92,12 @@ def _sketch_list(env: TextEnv, first: str, sketches: list[str]) -> Conversation:
         request = env.sketch_request(number)
         messages.append(Message("user", first + request if number == 0 else request))
         messages.append(Message("assistant", sketch, trained=True))
+    return tuple(messages)
+
+
+def _solution_list(env: TextEnv, first: str, answers: list[str]) -> Conversation:
+    messages = [Message("system", env.rules)]
+    for number, answer in enumerate(answers):
+        messages.append(Message("user", env.another_attempt() if number else first))
+        messages.append(Message("assistant", answer, trained=True))
     return tuple(messages)

@@ -17,6 +17,9 @@ def group_faults(group: Group) -> Iterator[str]:
         yield from (f"trajectory {t}: {fault}" for fault in _lineage_faults(group, trajectory))
     for r, row in enumerate(group.rows):
         yield from (f"row {r}: {fault}" for fault in _row_faults(group, row))
+    for p, trial in enumerate(group.pivots):
+        if not (0 <= trial.parent < len(group.trajectories) and 0 <= trial.solved <= trial.branches):
+            yield f"pivot trial {p}: {trial.solved} of {trial.branches} branches of trajectory {trial.parent} solved"
 
 
 def _segment_faults(segment: Segment) -> Iterator[str]:
@@ -45,9 +48,9 @@ def _lineage_faults(group: Group, trajectory: Trajectory) -> Iterator[str]:
     if not 0 <= trajectory.parent < len(group.trajectories):
         yield f"parent {trajectory.parent} of {len(group.trajectories)} trajectories"
     elif trajectory.pivot is not None:
-        segments = len(group.trajectories[trajectory.parent].segments)
-        if not 0 <= trajectory.pivot < segments:
-            yield f"pivot {trajectory.pivot} of its parent's {segments} segments"
+        segments = min(len(t.segments) for t in (trajectory, group.trajectories[trajectory.parent]))
+        if not 0 <= trajectory.pivot <= segments:
+            yield f"pivot {trajectory.pivot}, it and its parent share at most {segments} segments"
 
 
 def _row_faults(group: Group, row: Row) -> Iterator[str]:

@@ -81,8 +81,9 @@ class Segment:
 class Trajectory:
     """One sequence of segments in the order the policy saw them, and what came of it.
 
-    `sketch`: index of the sketch that guided it; `parent` and `pivot`: the trajectory and segment it branched from.
-    `answer`: canonical form of what was done, for counting distinct solutions.
+    `sketch`: index of the sketch that guided it. `parent`, `pivot`: its first `pivot` segments are those of trajectory
+    `parent` of the group, token by token; without a parent all are its own. `answer`: canonical form of what was done,
+    for counting distinct solutions.
     """
 
     segments: tuple[Segment, ...]
@@ -96,7 +97,8 @@ class Trajectory:
 
     @property
     def sampled_tokens(self) -> int:
-        return sum(len(s.token_ids) for s in self.segments if s.sampled)
+        """Tokens sampled for it: not those it took over from its parent."""
+        return sum(len(s.token_ids) for s in self.segments[self.pivot or 0 :] if s.sampled)
 
     @property
     def is_solution(self) -> bool:
@@ -109,6 +111,7 @@ class Credit:
     """Sampled segments [first, last) of a row's trajectory earn `reward`, compared inside `baseline` of `stream`.
 
     `weight` multiplies their share of the stream's loss (SESA's plain and guided updates of one solution).
+    `advantage`: what the sampler says they are worth, then nothing is compared (TreeRL's values of subtrees).
     """
 
     first: int
@@ -117,6 +120,7 @@ class Credit:
     baseline: str
     reward: float
     weight: float = 1.0
+    advantage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +147,28 @@ class GroupStats:
     duplicate_sketches: int = 0
     unparsable_sketches: int = 0
     resampled_sketches: int = 0
+    duplicate_answers: int = 0
     env_steps: int = 0
 
     def __add__(self, other: GroupStats) -> GroupStats:
         return GroupStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class PivotTrial:
+    """What came of resampling from one state of a failed trajectory.
+
+    parent, pivot: as of the branches. depth: share of the parent's sampled tokens before it, 0 to 1. features: what the
+    recoverability model knew of it. branches, solved: judged continuations. gain: their mean reward less the parent's.
+    """
+
+    parent: int
+    pivot: int
+    depth: float
+    features: tuple[float, ...]
+    branches: int
+    solved: int
+    gain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +180,7 @@ class Group:
     trajectories: tuple[Trajectory, ...]
     rows: tuple[Row, ...]
     stats: GroupStats = field(default_factory=GroupStats)
+    pivots: tuple[PivotTrial, ...] = ()
 
     @property
     def oldest_version(self) -> int:
@@ -171,10 +194,13 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Whether some baseline group of some stream holds unequal rewards, so that some advantage is not zero."""
+        """Whether some advantage is not zero: some baseline of some stream holds unequal rewards, or one is given."""
         rewards: dict[tuple[Stream, str], set[float]] = {}
         for credit in (c for row in self.rows for c in row.credits if c.weight):
-            rewards.setdefault((credit.stream, credit.baseline), set()).add(credit.reward)
+            if credit.advantage:
+                return True
+            if credit.advantage is None:
+                rewards.setdefault((credit.stream, credit.baseline), set()).add(credit.reward)
         return any(len(values) > 1 for values in rewards.values())
 
 

@@ -60,10 +60,13 @@ def training_rows(groups: Sequence[Group], config: RunConfig) -> list[TrainingRo
 def credit_advantages(groups: Sequence[Group], config: RunConfig) -> dict[Place, float]:
     """The advantage of each credit: rewards, less what overlong answers lose, compared inside one baseline."""
     members: dict[tuple[int, Stream, str], list[Place]] = defaultdict(list)
+    result: dict[Place, float] = {}
     for g, r, _, row in _numbered_rows(groups):
         for c, credit in enumerate(row.credits):
-            members[g, credit.stream, credit.baseline].append((g, r, c))
-    result: dict[Place, float] = {}
+            if credit.advantage is None:
+                members[g, credit.stream, credit.baseline].append((g, r, c))
+            else:
+                result[g, r, c] = credit.advantage
     for places in members.values():
         rewards = np.array([_reward(groups, place, config) for place in places])
         result |= zip(places, group_advantages(rewards, config.grpo.normalize_std).tolist(), strict=True)

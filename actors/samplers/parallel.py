@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from actors.rollout import Rollout
+from actors.rollout import Rollout, Root
 from envs.trajectory import Credit, Group, GroupStats, Row, Stream, Trajectory, Verdict
 
 
@@ -13,17 +13,19 @@ class ParallelSampler:
         self._group_size = group_size
 
     async def sample_group(self, rollout: Rollout) -> Group:
+        return (await self.sample_root(rollout))[0]
+
+    async def sample_root(self, rollout: Rollout) -> Root:
         opening_ids = rollout.opening()
-        trajectories = await asyncio.gather(
-            *(rollout.play(opening_ids, f"solution/{i}") for i in range(self._group_size))
-        )
+        episodes = await asyncio.gather(*(rollout.play(opening_ids, f"solution/{i}") for i in range(self._group_size)))
+        trajectories = [episode.trajectory for episode in episodes]
         rows = tuple(
             Row(i, first=1, credits=(solution_credit(trajectory, "solutions"),))
             for i, trajectory in enumerate(trajectories)
             if is_trainable(trajectory)
         )
         stats = GroupStats(env_steps=rollout.env_steps)
-        return Group(rollout.ticket, "parallel", tuple(trajectories), rows, stats)
+        return Group(rollout.ticket, "parallel", tuple(trajectories), rows, stats), dict(enumerate(episodes))
 
 
 def solution_credit(trajectory: Trajectory, baseline: str, weight: float = 1.0) -> Credit:
@@ -32,5 +34,6 @@ def solution_credit(trajectory: Trajectory, baseline: str, weight: float = 1.0) 
 
 
 def is_trainable(trajectory: Trajectory) -> bool:
-    """Failed episodes and ones without any answer enter no row and so no baseline."""
-    return trajectory.verdict is not Verdict.FAILED and len(trajectory.segments) > 1
+    """Failed episodes and ones without any answer of their own enter no row and so no baseline."""
+    own = trajectory.segments[trajectory.pivot or 0 :]
+    return trajectory.verdict is not Verdict.FAILED and any(segment.sampled for segment in own)

@@ -13,9 +13,10 @@ from statistics import fmean
 
 import numpy as np
 
-from actors.rollout import Rollout, given, sampled
+from actors.episode import Episode
+from actors.rollout import Rollout, Root, given, sampled
 from actors.samplers.parallel import is_trainable, solution_credit
-from configs.schema import SesaSettings
+from configs.samplers import SesaSettings
 from envs.trajectory import Credit, Group, GroupStats, Ints, Role, Row, Segment, Stream, Trajectory, Verdict
 
 
@@ -76,16 +77,21 @@ class SesaSampler:
         self._settings = settings
 
     async def sample_group(self, rollout: Rollout) -> Group:
+        return (await self.sample_root(rollout))[0]
+
+    async def sample_root(self, rollout: Rollout) -> Root:
         drafted = await self._draft(rollout)
         sketch_trajectories = drafted.trajectories()
-        solutions = await self._expand(rollout, drafted.sketches)
+        episodes = await self._expand(rollout, drafted.sketches)
+        solutions = [episode.trajectory for episode in episodes]
         trajectories = (*sketch_trajectories, *solutions)
         numbered = [(len(sketch_trajectories) + i, t) for i, t in enumerate(solutions) if is_trainable(t)]
         rows = [*self._solution_rows(rollout.opening(), numbered)]
         if self._settings.train_on != "plain":
             rows += self._sketch_rows(drafted, solutions)
         stats = replace(drafted.stats, sketches=len(drafted.sketches), env_steps=rollout.env_steps)
-        return Group(rollout.ticket, "sesa", trajectories, tuple(rows), stats)
+        group = Group(rollout.ticket, "sesa", trajectories, tuple(rows), stats)
+        return group, {len(sketch_trajectories) + i: episode for i, episode in enumerate(episodes)}
 
     async def _draft(self, rollout: Rollout) -> SketchList:
         """Stage I: each sketch is sampled after the prompt and the sketches before it."""
@@ -116,7 +122,7 @@ class SesaSampler:
             drafted.take_back(segment)
         return False
 
-    async def _expand(self, rollout: Rollout, sketches: Sequence[Sketch]) -> list[Trajectory]:
+    async def _expand(self, rollout: Rollout, sketches: Sequence[Sketch]) -> list[Episode]:
         """Stage II: solutions guided by each sketch. A rejected sketch's place is filled by plain solutions."""
         frame, plain_ids = rollout.guided_frame(), rollout.opening()
         return await asyncio.gather(

@@ -11,6 +11,7 @@ from envs.demonstrations import Script
 from envs.path_exploration.atlas import SLASH, Atlas, Path, Targets, draw, hidden_targets
 from envs.path_exploration.env import PathExploration
 from envs.path_exploration.reading import read_region
+from envs.protocol import spoken
 
 FAVOURITES = 32
 # Careless guesses that are any path at all, so that the policy leaves no path without a chance.
@@ -22,6 +23,9 @@ MOST_TRIES = 16
 class PathExplorationScript(Script[PathExploration]):
     """Careful plain play guesses targets, careless play misses; guided play stays in the region of its sketch."""
 
+    guided_share = 0.4
+    list_share = 0.2
+
     def sketches(self, env: PathExploration) -> list[str]:
         """Regions of all names but the last: those with targets, and half as many without, the same for one map."""
         return list(_regions(env.atlas, env.state.map_number, env.target_count))
@@ -32,6 +36,11 @@ class PathExplorationScript(Script[PathExploration]):
         while True:
             guesses = [_guess(env, sketch, careful, rng) for _ in range(env.settings.actions_per_turn)]
             yield _region(guesses[0]), " || ".join(guesses)
+
+    def solutions(self, env: PathExploration, count: int, skill: float, rng: np.random.Generator) -> list[str]:
+        """Different guesses; ones that were made already are left out, so that favourites come first."""
+        guesses = dict.fromkeys(_guess(env, None, rng.random() < skill, rng) for _ in range(MOST_TRIES * count))
+        return [spoken(env.settings, _region(guess), guess) for guess in [*guesses][:count]]
 
 
 def _guess(env: PathExploration, sketch: str | None, careful: bool, rng: np.random.Generator) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from actors.samplers.build import build_sampler
 from actors.samplers.parallel import ParallelSampler
-from configs.schema import ParallelSettings
+from configs.samplers import ParallelSettings
 from envs.codec import encode_group
 from envs.trajectory import Credit, Group, GroupStats, Stream, Verdict
 from tests.builders import TICKET, Said, Scene, ScriptedPolicy, plan, token_ids_of

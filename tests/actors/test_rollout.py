@@ -28,7 +28,7 @@ async def play(
 ) -> Trajectory:
     limits = {"tokens_per_turn": tokens_per_turn, "env_timeout_s": env_timeout_s}
     rollout = await scene.rollout(policy, make_env, rollout=limits)
-    return await rollout.play(rollout.opening(), "solution/0")
+    return (await rollout.play(rollout.opening(), "solution/0")).trajectory
 
 
 def decoded(scene: Scene, trajectory: Trajectory) -> str:
@@ -150,7 +150,7 @@ async def test_a_ticket_whose_environment_cannot_begin_says_why(scene: Scene) ->
 async def test_each_play_has_an_environment_of_its_own_at_the_tickets_episode(scene: Scene) -> None:
     policy = ScriptedPolicy(turns("earn 1", "win 1"))
     rollout = await scene.rollout(policy)
-    one, two = [await rollout.play(rollout.opening(), f"solution/{i}") for i in range(2)]
+    one, two = [(await rollout.play(rollout.opening(), f"solution/{i}")).trajectory for i in range(2)]
     assert one.reward == two.reward == 2.0
     assert one.answer == two.answer == "earn 1|win 1"
     assert "Episode 11." in policy.requests[0].context
@@ -159,8 +159,8 @@ async def test_each_play_has_an_environment_of_its_own_at_the_tickets_episode(sc
 
 async def test_the_sketch_of_an_episode_is_recorded_also_when_it_fails(scene: Scene) -> None:
     rollout = await scene.rollout(ScriptedPolicy(turns("raise")))
-    assert (await rollout.play(rollout.opening(), "x", sketch=2)).sketch == 2
-    assert (await rollout.play(rollout.opening(), "x")).sketch is None
+    assert (await rollout.play(rollout.opening(), "x", sketch=2)).trajectory.sketch == 2
+    assert (await rollout.play(rollout.opening(), "x")).trajectory.sketch is None
 
 
 async def seeds(scene: Scene, ticket: Ticket, run_seed: int) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 
 from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
-from configs.schema import SesaSettings
+from configs.samplers import SesaSettings
 from envs.codec import encode_group
 from envs.trajectory import Credit, Group, GroupStats, Role, Row, Stream, Trajectory, Verdict
 from tests.builders import Said, Scene, ScriptedPolicy, plan, token_ids_of

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.load import ConfigError, load_config, to_yaml
-from configs.schema import RunConfig, SesaSettings
+from configs.samplers import SesaSettings
+from configs.schema import RunConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 Write = Callable[[str], Path]

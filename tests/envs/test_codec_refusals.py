@@ -36,7 +36,7 @@ BREAKS: dict[str, tuple[Callable[[Body], object], str]] = {
     "policy version": (lambda b: b[2][0][0][1].__setitem__(3, b"\xff" * 12), "policy version -1"),
     "log-prob": (lambda b: b[2][0][0][1].__setitem__(2, struct.pack("<3f", 0, -np.inf, 0)), "no finite number"),
     "parent": (lambda b: b[2][1].__setitem__(5, 2), "trajectory 1: parent 2 of 2 trajectories"),
-    "pivot": (lambda b: b[2][1].__setitem__(6, 2), "pivot 2 of its parent's 2 segments"),
+    "pivot": (lambda b: b[2][1].__setitem__(6, 3), "pivot 3, it and its parent share at most 2 segments"),
     "pivot alone": (lambda b: b[2][1].__setitem__(5, None), "pivot 1 without a parent"),
     "sketch": (lambda b: b[2][0].__setitem__(4, -1), "trajectory 0: sketch -1"),
     "row's trajectory": (lambda b: b[3][0].__setitem__(0, 2), "row 0: trajectory 2 of 2"),
