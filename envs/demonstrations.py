@@ -49,7 +49,7 @@ class Script(ABC, Generic[E]):
         raise NotImplementedError
 
 
-def demonstrate(env: E, script: Script[E], seed: int, skill: float, list_length: int = 8) -> Conversation:
+def demonstrate(env: E, script: Script[E], seed: int, skill: float, list_length: int = 6) -> Conversation:
     """One demonstration, a pure function of its seed; resets `env`. `skill`: share of careful plain play.
 
     list_length: solutions in a list of them.

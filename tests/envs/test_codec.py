@@ -19,6 +19,7 @@ from envs.trajectory import (
     Credit,
     Group,
     GroupStats,
+    PivotTrial,
     Role,
     Row,
     Segment,
@@ -56,9 +57,10 @@ def small_group() -> Group:
     wrong = Trajectory((prompt(1, 2), answer(6, 7, 8, version=6)), Verdict.WRONG, 0.0, parent=0, pivot=1)
     rows = (
         Row(0, 1, (Credit(1, 2, Stream.SOLUTION, "all", 1.0),)),
-        Row(1, 1, (Credit(1, 2, Stream.SOLUTION, "all", 0.0, 0.5),), ints(1, 2), 2.0),
+        Row(1, 1, (Credit(1, 2, Stream.SOLUTION, "all", 0.0, 0.5, -0.25),), ints(1, 2), 2.0),
     )
-    return Group(Ticket(3, "frozen_lake", 11, attempt=1), "parallel", (solved, wrong), rows, GroupStats(env_steps=4))
+    stats, trial = GroupStats(env_steps=4), PivotTrial(0, 1, 0.5, (0.5, 1.25), branches=8, solved=3, gain=0.375)
+    return Group(Ticket(3, "frozen_lake", 11, attempt=1), "parallel", (solved, wrong), rows, stats, (trial,))
 
 
 def same(a: object, b: object) -> bool:
@@ -88,13 +90,28 @@ def rows(draw: st.DrawFn, trajectories: list[Trajectory]) -> Row:
     number, last = draw(st.sampled_from([(i, len(t.segments)) for i, t in enumerate(trajectories)]))
     start = draw(st.integers(0, last - 1))
     credit_at = st.integers(start, last - 1).flatmap(lambda i: st.tuples(st.just(i), st.integers(i + 1, last)))
-    credits = draw(st.lists(st.tuples(credit_at, st.sampled_from(Stream), TEXT, REWARDS, REWARDS), max_size=3))
+    stream, advantage = st.sampled_from(Stream), st.none() | REWARDS
+    credits = draw(st.lists(st.tuples(credit_at, stream, TEXT, REWARDS, REWARDS, advantage), max_size=3))
     return Row(
         number,
         start,
-        tuple(Credit(*span, stream, baseline, reward, weight) for span, stream, baseline, reward, weight in credits),
+        tuple(Credit(*span, *rest) for span, *rest in credits),
         draw(st.none() | arrays(np.int32, st.integers(0, 5), elements=TOKENS)),
         draw(st.none() | REWARDS),
+    )
+
+
+@st.composite
+def pivot_trials(draw: st.DrawFn, trajectories: int) -> PivotTrial:
+    branches = draw(st.integers(0, 8))
+    return PivotTrial(
+        draw(st.integers(0, trajectories - 1)),
+        draw(COUNTS),
+        draw(REWARDS),
+        tuple(draw(st.lists(REWARDS, max_size=3))),
+        branches,
+        draw(st.integers(0, branches)),
+        draw(REWARDS),
     )
 
 
@@ -103,10 +120,12 @@ def groups(draw: st.DrawFn) -> Group:
     trajectories: list[Trajectory] = []
     for _ in range(draw(st.integers(0, 4))):
         parent = draw(st.none() | st.integers(0, len(trajectories) - 1)) if trajectories else None
-        pivot = None if parent is None else draw(st.none() | st.integers(0, len(trajectories[parent].segments) - 1))
+        own = tuple(draw(st.lists(segments(), min_size=1, max_size=4)))
+        shared = 0 if parent is None else min(len(own), len(trajectories[parent].segments))
+        pivot = None if parent is None else draw(st.none() | st.integers(0, shared))
         trajectories.append(
             Trajectory(
-                tuple(draw(st.lists(segments(), min_size=1, max_size=4))),
+                own,
                 draw(st.sampled_from([Verdict.SOLVED, Verdict.WRONG, Verdict.UNPARSABLE])),
                 draw(REWARDS),
                 draw(TEXT),
@@ -122,6 +141,7 @@ def groups(draw: st.DrawFn) -> Group:
         tuple(trajectories),
         tuple(draw(st.lists(rows(trajectories), max_size=4))) if trajectories else (),
         GroupStats(*(draw(COUNTS) for _ in fields(GroupStats))),
+        tuple(draw(st.lists(pivot_trials(len(trajectories)), max_size=2))) if trajectories else (),
     )
 
 
@@ -145,7 +165,7 @@ def test_what_is_encoded_decodes_equal_and_the_header_tells_of_it(group: Group) 
 def test_the_format_of_this_schema_version_stays() -> None:
     """Where this fails the format changed: raise SCHEMA_VERSION, then renew the digest."""
     data = encode_group(small_group())
-    assert (SCHEMA_VERSION, len(data), zlib.crc32(data)) == (2, 350, 2957306174)
+    assert (SCHEMA_VERSION, len(data), zlib.crc32(data)) == (3, 404, 1850352500)
 
 
 def test_whole_rewards_arrive_as_floats() -> None:

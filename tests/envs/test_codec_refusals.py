@@ -19,7 +19,7 @@ from tests.envs.test_codec import answer, ints, message, small_group
 Body = Any  # nested lists
 BREAKS: dict[str, tuple[Callable[[Body], object], str]] = {
     "no list": (lambda _: 3, "Group: int instead of list"),
-    "field missing": (lambda b: b[:-1], "Group: 4 fields instead of 5"),
+    "field missing": (lambda b: b[:-1], "Group: 5 fields instead of 6"),
     "ticket": (lambda b: b[0].__setitem__(0, "3"), "Ticket.index: str instead of int"),
     "truth value": (lambda b: b[0].__setitem__(0, True), "Ticket.index: bool instead of int"),
     "verdict": (lambda b: b[2][0].__setitem__(1, "won"), "Trajectory.verdict: 'won' is none of"),

@@ -19,6 +19,7 @@ from envs.base import BadEnvironment
 from envs.demonstrations import demonstrate
 from envs.path_exploration.env import PathExploration, coverage
 from envs.path_exploration.script import PathExplorationScript
+from envs.protocol import read_answer
 from envs.survey import survey
 from envs.trajectory import Verdict
 
@@ -354,11 +355,26 @@ def test_skill_is_the_success_of_plain_demonstrations() -> None:
     wins, paths = [], set()
     for seed in range(3000):
         conversation = demonstrate(env, script, seed, 0.3)
-        if conversation[1].content == "Guess a path.":
+        if conversation[1].content == "Guess a path." and len(conversation) == 3:
             wins.append("<answer>" in conversation[2].content and env.solved)
             paths.add(conversation[2].content)
     assert np.mean(wins) == pytest.approx(0.3, abs=0.05)
     assert len(paths) > 150
+
+
+def test_lists_of_solutions_are_of_different_paths_and_as_long_as_asked_for() -> None:
+    env, script = game(), PathExplorationScript()
+    lists = [
+        [message.content for message in conversation if message.trained]
+        for seed in range(300)
+        if (conversation := demonstrate(env, script, seed, 0.3, list_length=12))[3:]
+        and conversation[3].content == "Another one."
+    ]
+    assert 0.15 < len(lists) / 300 < 0.25
+    assert {len(said) for said in lists} == {12}
+    assert all(len(set(said)) == len(said) for said in lists)
+    found = [sum(read_answer(answer, "answer") in env.targets for answer in said) for said in lists]
+    assert 1 < np.mean(found) < 6  # careful guesses are favourites, of which a list holds each once
 
 
 def test_demonstrations_fit_a_small_context() -> None:
