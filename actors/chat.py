@@ -77,6 +77,10 @@ class Chat:
         """What the tokens say, without special tokens: for environments only, never to train on."""
         return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)).strip()
 
+    def pieces(self, token_ids: Ints) -> list[str]:
+        """What each token says alone, special ones nothing; a character of several tokens is in none of them."""
+        return [str(self._tokenizer.decode([token], skip_special_tokens=True)) for token in token_ids.tolist()]
+
     def is_closed(self, token_ids: Ints) -> bool:
         """Whether sampled tokens end their own turn."""
         return bool(len(token_ids)) and int(token_ids[-1]) == self.eos_id

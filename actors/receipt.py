@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
-from envs.trajectory import Group, GroupStats, Ticket, Verdict
+from envs.trajectory import Group, GroupStats, PivotTrial, Ticket, Trajectory, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of one attempt at a ticket. `state`: queued, filtered (no signal) or failed (with its cause)."""
+    """What became of one attempt at a ticket. `state`: queued, filtered (no signal) or failed (with its cause).
+
+    solutions ... reward_sum: of the sampler's own solutions that were judged (`own_solutions`). covered: whether any
+    episode solved it, branches too. targets: how many right answers the question has for all episodes alike; None
+    where each episode has its own, and then question and found stay empty. question: short name of the prompt.
+    found: the right answers of all episodes, branches too. branch_tokens: of sampled_tokens.
+    """
 
     ticket: Ticket
     state: str
@@ -23,25 +30,55 @@ class Receipt:
     reward_sum: float = 0.0
     sampled_tokens: int = 0
     stats: GroupStats = field(default_factory=GroupStats)
+    pivots: tuple[PivotTrial, ...] = ()
+    covered: bool = False
+    targets: int | None = None
+    question: str = ""
+    found: tuple[str, ...] = ()
+    branch_tokens: int = 0
 
 
-def receipt_of(group: Group, state: str, cause: str) -> Receipt:
-    solutions = [t for t in group.trajectories if t.is_solution and t.verdict is not Verdict.FAILED]
-    solved = [t for t in solutions if t.verdict is Verdict.SOLVED]
+def receipt_of(group: Group, state: str, cause: str, targets: int | None = None) -> Receipt:
+    """`targets`: the environment's `target_count`."""
+    own = own_solutions(group)
+    solved = [t for t in own if t.verdict is Verdict.SOLVED]
+    right = {t.answer for t in group.trajectories if t.verdict is Verdict.SOLVED}
     return Receipt(
         group.ticket,
         state,
         cause,
         has_signal=group.has_signal,
-        solutions=len(solutions),
+        solutions=len(own),
         solved=len(solved),
         failed_episodes=sum(t.verdict is Verdict.FAILED for t in group.trajectories),
-        distinct_answers=len({t.answer for t in solutions}),
+        distinct_answers=len({t.answer for t in own}),
         distinct_solutions=len({t.answer for t in solved}),
-        reward_sum=sum(t.reward for t in solutions),
+        reward_sum=sum(t.reward for t in own),
         sampled_tokens=group.sampled_tokens,
         stats=group.stats,
+        pivots=group.pivots,
+        covered=bool(right),
+        targets=targets,
+        question="" if targets is None else _question(group),
+        found=() if targets is None else tuple(sorted(right)),
+        branch_tokens=sum(t.sampled_tokens for t in group.trajectories if is_branch(t, group)),
     )
+
+
+def own_solutions(group: Group) -> list[Trajectory]:
+    """What the sampler itself made of the prompt, judged: not lists of sketches, branches and failed episodes."""
+    return [
+        t for t in group.trajectories if t.is_solution and t.verdict is not Verdict.FAILED and not is_branch(t, group)
+    ]
+
+
+def is_branch(trajectory: Trajectory, group: Group) -> bool:
+    """Whether it was resampled from a pivot of a failed trajectory: some trial of the group is of its parent and pivot.
+
+    Such episodes begin where another one went wrong, so they say nothing of how often the policy solves the prompt.
+    A parent alone makes no branch: the solutions of a list and the leaves of a tree have one too, and count.
+    """
+    return any((t.parent, t.pivot) == (trajectory.parent, trajectory.pivot) for t in group.pivots)
 
 
 def all_cut(group: Group) -> bool:
@@ -51,3 +88,10 @@ def all_cut(group: Group) -> bool:
         for row in group.rows
         for credit in row.credits
     )
+
+
+def _question(group: Group) -> str:
+    """Equal for groups whose first trajectory was sampled behind the same prompt, such as one map of several."""
+    if not group.trajectories:
+        return ""
+    return blake2b(group.trajectories[0].segments[0].token_ids.tobytes(), digest_size=8).hexdigest()

@@ -67,7 +67,7 @@ class Rollout:
 
     async def start(self) -> None:
         """Reset an environment to the ticket's episode to learn its prompt. Raises EnvironmentFailure."""
-        self.env, self.first_message = await self._new_episode()
+        self.env, self.first_message = await self.new_episode()
 
     def opening(self, words: str = "") -> Ints:
         """Tokens (n,) of rules, first message and `words` behind it."""
@@ -77,9 +77,11 @@ class Rollout:
         """The opening of stage II, to be put around the tokens of a sketch."""
         return self.chat.opening_frame(self.env.rules, self.first_message + self.env.guidance(MARK))
 
+    def seed(self, purpose: str) -> int:
+        return derive_seed(self._shared.config.run.seed, self.ticket.index, purpose)
+
     async def sample(self, context_ids: Ints, max_tokens: int, purpose: str) -> Completion | None:
-        seed = derive_seed(self._shared.config.run.seed, self.ticket.index, purpose)
-        return await self._shared.policy.sample(context_ids, max_tokens, seed)
+        return await self._shared.policy.sample(context_ids, max_tokens, self.seed(purpose))
 
     async def play(self, opening_ids: Ints, purpose: str, sketch: int | None = None) -> Episode:
         """Play the episode to its end. A failing environment gives verdict FAILED and its cause."""
@@ -101,19 +103,19 @@ class Rollout:
         reward, outcome = turn.reward if turn else 0.0, Outcome(Verdict.UNPARSABLE, "")
         said = [s.token_ids for s in segments[turn.segment :]] if turn else []  # of the answer under way
         try:
-            env, over = await self._env_at(turn), False
+            env, over = await self.env_at(turn), False
             while not over:
                 if self.keep_turns:
-                    turns.append(Turn(len(segments) - len(said), await self._env_call(env.snapshot), reward))
+                    turns.append(Turn(len(segments) - len(said), await self.env_call(env.snapshot), reward))
                 context_ids = np.concatenate([s.token_ids for s in segments])
                 room = self._shared.config.rollout.tokens_per_turn - sum(map(len, said))
                 completion = await self.sample(context_ids, room, f"{purpose}/{len(segments)}")
                 if completion is None:
-                    reward += await self._env_call(env.cut)
+                    reward += await self.env_call(env.cut)
                     break  # no room for another answer: the episode stands as it is
                 segments.append(sampled(Role.ANSWER, completion))
                 text = self.chat.text(np.concatenate([*said, completion.token_ids]))
-                message, earned, terminated, truncated, info = await self._env_call(env.step, text)
+                message, earned, terminated, truncated, info = await self.env_call(env.step, text)
                 self.env_steps += 1
                 said, reward, outcome, over = [], reward + float(earned), info["outcome"], terminated or truncated
                 if outcome.verdict is Verdict.FAILED:
@@ -129,22 +131,24 @@ class Rollout:
         )  # fmt: skip
         return Episode(ended, tuple(turns))
 
-    async def _new_episode(self) -> tuple[TextEnv, str]:
+    async def new_episode(self) -> tuple[TextEnv, str]:
+        """An environment of its own at the beginning of the ticket's episode, and its first message."""
+
         def begin() -> tuple[TextEnv, str]:
             env = self._shared.make_env()
             return env, env.reset(seed=self.ticket.seed)[0]
 
-        return await self._env_call(begin)
+        return await self.env_call(begin)
 
-    async def _env_at(self, turn: Turn | None) -> TextEnv:
+    async def env_at(self, turn: Turn | None) -> TextEnv:
         """An environment of its own at the ticket's episode, from its beginning or as it was in a turn."""
         if turn is None:
-            return (await self._new_episode())[0]
+            return (await self.new_episode())[0]
         env = self._shared.make_env()
-        await self._env_call(env.restore, turn.snapshot)
+        await self.env_call(env.restore, turn.snapshot)
         return env
 
-    async def _env_call(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def env_call(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run an environment's call off the event loop, within its time limit. Raises EnvironmentFailure."""
         limit_s = self._shared.config.rollout.env_timeout_s
         try:

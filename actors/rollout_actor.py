@@ -19,7 +19,10 @@ from actors.receipt import Receipt, all_cut, receipt_of
 from actors.received import Received
 from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
+from actors.samplers.dde import DdeSampler
 from actors.samplers.parallel import ParallelSampler
+from actors.samplers.recoverability import Recoverability
+from configs.samplers import SamplerSettings
 from configs.schema import RunConfig
 from envs.codec import encode_group
 from envs.registry import make_env
@@ -33,7 +36,7 @@ class RolloutActor:
         self._config, self._replay = config, replay
         chat = Chat.load(policy)
         self._engine = Engine(config, policy, index, chat.eos_id)
-        make_env(config.env)  # what it reads of files is read now, not within the time limit of an episode
+        self._targets = make_env(config.env).target_count  # its files are read now, not in the time of an episode
         self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), EnvWorkers())
         self._sampler = build_sampler(config.sampler)
 
@@ -49,7 +52,7 @@ class RolloutActor:
             state, cause = self._judge(group)
             if state == "queued":
                 await self._replay.put.remote(encode_group(group))
-            return receipt_of(group, state, cause)
+            return receipt_of(group, state, cause, self._targets)
         except EngineError:
             raise
         except TimeoutError:
@@ -60,11 +63,16 @@ class RolloutActor:
             # The last line is the cause: errors that crossed processes carry a traceback before it.
             return Receipt(ticket, "failed", f"{type(error).__name__}: {_last_line(error)}")
 
-    async def sample_plain(self, tickets: Sequence[Ticket], samples: int) -> list[bytes]:
-        """Encoded groups of plain-prompt solutions of held-out tickets. A ticket that fails raises."""
-        sampler = ParallelSampler(samples)
+    async def sample_held_out(self, tickets: Sequence[Ticket], samples: int, by: SamplerSettings | None) -> list[bytes]:
+        """Encoded groups of held-out tickets: plain-prompt solutions, or `by` a sampler. A ticket that fails raises."""
+        sampler = ParallelSampler(samples) if by is None else build_sampler(by)
         groups = await asyncio.gather(*(self._sample_insisting(ticket, sampler) for ticket in tickets))
         return [encode_group(group) for group in groups]
+
+    async def use_recoverability(self, model: Recoverability) -> None:
+        """Choose pivots by what the driver has fitted to those of all actors; of samplers DDE alone does."""
+        if isinstance(self._sampler, DdeSampler):
+            self._sampler.recoverability = model
 
     async def clock(self) -> EngineClock:
         return self._engine.clock()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from configs.problems import did_you_mean, explain, near_paths, paths, show
+from configs.problems import did_you_mean, explain, members_of, near_paths, paths, show, tag_of
 from configs.schema import RunConfig
 
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$")
@@ -70,13 +70,11 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
 
     No path: all defaults. Raises ConfigError with every problem of the file and of the overrides.
     """
-    data, problems = _read(path) if path is not None else ({}, [])
+    data, problems = read_mapping(path) if path is not None else ({}, [])
     sources = _apply(overrides, data if data is not None else {}, problems)
     if data is None:
         raise ConfigError(problems)
-    for name, field in RunConfig.model_fields.items():
-        if field.discriminator and isinstance(data.get(name), dict):
-            data[name].setdefault(field.discriminator, getattr(field.default, str(field.discriminator)))
+    _name_members(data, RunConfig)
     try:
         config = RunConfig.model_validate(data, strict=True)
     except ValidationError as error:
@@ -92,7 +90,7 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> tuple[dict[Any, Any] | None, list[str]]:
+def read_mapping(path: Path) -> tuple[dict[Any, Any] | None, list[str]]:
     """The file's mapping and what is wrong with it as YAML; None where there is no mapping to check further."""
     try:
         data, problems = _parse(path.read_text(encoding="utf-8"))
@@ -128,6 +126,18 @@ def _one_line(error: yaml.YAMLError) -> str:
         return f"not YAML: {str(error).splitlines()[0]}"
     said = ", ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
     return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+
+
+def _name_members(data: dict[Any, Any], group: type[BaseModel]) -> None:
+    """A union of groups without a name is its default member, at any depth."""
+    for name, field in group.model_fields.items():
+        inner = data.get(name)
+        if not field.discriminator or not isinstance(inner, dict):
+            continue
+        chosen = inner.setdefault(field.discriminator, getattr(field.default, str(field.discriminator)))
+        for member in members_of(field):
+            if tag_of(member) == chosen:
+                _name_members(inner, member)
 
 
 def _apply(overrides: Sequence[str], data: dict[Any, Any], problems: list[str]) -> dict[str, str]:

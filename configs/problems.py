@@ -44,20 +44,20 @@ def explain(details: ErrorDetails, file: str, sources: Mapping[str, str]) -> lis
 
 
 def _source(path: str, sources: Mapping[str, str]) -> str | None:
-    """The override that set `path` or a group around it."""
+    """The override that set `path` or a group around it, else one that set a key in it."""
     around = [p for p in sources if path == p or path.startswith(p + ".")]
-    return sources[max(around, key=len)] if around else None
+    inside = [p for p in sources if p.startswith(path + ".")]
+    return sources[max(around, key=len)] if around else sources[inside[0]] if inside else None
 
 
 def _unknown(path: str, owner: type[BaseModel], sources: Mapping[str, str]) -> str:
     """What to say of a key that `owner` does not have: another member's key, a misspelt one, or one of elsewhere."""
     group, _, key = path.rpartition(".")
-    union = _members(RunConfig.model_fields[group]) if group in RunConfig.model_fields else ()
-    others = " or ".join(repr(_tag(member)) for member in union if key in member.model_fields)
+    others = " or ".join(repr(tag_of(member)) for member in _members_at(group) if key in member.model_fields)
     if others:
         chooser = _source(f"{group}.name", sources)
         by = f" (by {chooser})" if chooser else ""
-        return f"unknown key for {_tag(owner)!r}; it belongs to {others}, but {group}.name is {_tag(owner)!r}{by}"
+        return f"unknown key for {tag_of(owner)!r}; it belongs to {others}, but {group}.name is {tag_of(owner)!r}{by}"
     near = difflib.get_close_matches(key, owner.model_fields, n=1)
     if _source(path, sources) and near:
         near = [f"{group}.{near[0]}"]
@@ -71,22 +71,31 @@ def _locate(location: Iterable[int | str]) -> tuple[str, type[BaseModel]]:
     path: list[str] = []
     for part in location:
         if len(members) > 1:
-            members = tuple(member for member in members if part == _tag(member))
+            members = tuple(member for member in members if part == tag_of(member))
             continue
         owner = members[0] if members else owner
         path.append(str(part))
         field = owner.model_fields.get(str(part))
-        members = _members(field) if field else ()
+        members = members_of(field) if field else ()
     return ".".join(path), owner
 
 
-def _members(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+def _members_at(path: str) -> tuple[type[BaseModel], ...]:
+    """The groups a dotted path may hold, whatever members the unions on the way to it have."""
+    members: tuple[type[BaseModel], ...] = (RunConfig,)
+    for part in filter(None, path.split(".")):
+        fields = [member.model_fields[part] for member in members if part in member.model_fields]
+        members = tuple(inner for field in fields for inner in members_of(field))
+    return members
+
+
+def members_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
     """The groups a field may hold: none for a value, several for a tagged union."""
     options = get_args(field.annotation) or (field.annotation,)
     return tuple(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
 
 
-def _tag(member: type[BaseModel]) -> str:
+def tag_of(member: type[BaseModel]) -> str:
     """The one `name` that chooses this member of a union of groups."""
     return str(get_args(member.model_fields["name"].annotation)[0])
 
@@ -97,7 +106,7 @@ def paths() -> dict[str, bool]:
 
     def walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, bool]]:
         for name, field in model.model_fields.items():
-            members = _members(field)
+            members = members_of(field)
             yield prefix + name, bool(members)
             for member in members:
                 yield from walk(member, f"{prefix}{name}.")

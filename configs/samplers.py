@@ -31,21 +31,30 @@ class SequentialSettings(Settings):
     )
     duplicates: Duplicates = "penalty"
     duplicate_of: SameAs = Field("environment", description="when two solutions are the same")
-    max_resamples: int = Field(2, ge=0, description="tries again for one repeated solution, `duplicates: resample`")
-    duplicate_reward: float = Field(-1.0, description="reward of a repeated solution; below a miss, or lists collapse")
+    max_resamples: int = Field(
+        2, ge=0, description="tries again for one repeated or unreadable solution, with `duplicates: resample`"
+    )
+    rejected_reward: float = Field(
+        -1.0, description="reward of a repeated or unreadable solution; below a miss, or lists collapse"
+    )
 
 
 class TemplateSettings(Settings):
-    """Words put to the policy instead of the environment's own; `{sketch}` and `{number}` are filled in."""
+    """Words put to the policy instead of the environment's own; empty: those."""
 
-    request: str | None = Field(None, description="behind the first message: asks for the first sketch")
-    another: str | None = Field(None, description="asks for the next sketch; {number} counts from 1")
+    request: str | None = Field(None, description="behind the first message: asks for the first sketch; {number} is 1")
+    another: str | None = Field(None, description="asks for the next sketch; {number} counts the sketches from 1")
     guidance: str | None = Field(None, description="behind the first message: asks to follow {sketch}")
 
     @model_validator(mode="after")
-    def _guidance_names_the_sketch(self) -> TemplateSettings:
+    def _fields_are_where_they_are_filled_in(self) -> TemplateSettings:
         if self.guidance is not None and self.guidance.count("{sketch}") != 1:
             raise ValueError(f"guidance ({self.guidance}) must hold {{sketch}} once: it is where the sketch goes")
+        for name, template in (("request", self.request), ("another", self.another)):
+            if template is not None and "{sketch}" in template:
+                raise ValueError(f"{name} ({template}) cannot hold {{sketch}}: there is none yet, guidance holds it")
+        if self.guidance is not None and "{number}" in self.guidance:
+            raise ValueError(f"guidance ({self.guidance}) cannot hold {{number}}: it is the same for all sketches")
         return self
 
 
@@ -119,6 +128,16 @@ class DdeSettings(Settings):
     max_extra_tokens: PositiveInt | None = Field(
         None, description="tokens of branches a prompt may cost: another pivot must fit by its parent's length"
     )
+
+    @model_validator(mode="after")
+    def _window_holds_the_first_labels(self) -> DdeSettings:
+        if self.min_labels > self.window:
+            raise ValueError(f"min_labels ({self.min_labels}) must be at most window ({self.window}), or nothing fits")
+        return self
+
+    @property
+    def feature_count(self) -> int:
+        return self.features.count("+") + 1
 
 
 SamplerSettings = Annotated[

@@ -15,6 +15,21 @@ from configs.objectives import GrpoSettings
 from configs.samplers import ParallelSettings, SamplerSettings
 
 
+class StopSettings(Settings):
+    """Ends a run early: its metric has been beyond a bound for some updates in a row."""
+
+    metric: str = Field(min_length=1, description="of metrics.jsonl, such as zero_advantage_share")
+    at_least: float | None = None
+    at_most: float | None = None
+    updates: PositiveInt = Field(5, description="updates in a row; those without a value of the metric do not count")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> StopSettings:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give either at_least or at_most: the bound that ends the run")
+        return self
+
+
 class RunSettings(Settings):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under root; default: config name and time"
@@ -25,6 +40,7 @@ class RunSettings(Settings):
     max_tokens: PositiveInt | None = Field(
         None, description="generated tokens after which the run ends, if its updates are not done before; empty: none"
     )
+    stop: StopSettings | None = Field(None, description="a metric's bound that ends the run before; empty: none")
 
 
 class WarmupSettings(Settings):
@@ -39,7 +55,7 @@ class WarmupSettings(Settings):
     epochs: PositiveInt = 1
     lr: PositiveFloat = 3e-3
     skill: float = Field(0.15, ge=0, le=1, description="share of careful demonstrations; the rest are careless")
-    list_length: int = Field(8, ge=2, description="solutions in a demonstrated list of them (path_exploration)")
+    list_length: int = Field(6, ge=2, description="solutions in a demonstrated list of them (path_exploration)")
     seed: int = Field(0, ge=0)
     cache: str = Field("~/.cache/sesa-on-ray", min_length=1, description="folder of made policies, kept by content")
 
@@ -145,9 +161,9 @@ class SyncSettings(Settings):
 
 class EvalSettings(Settings):
     episodes: PositiveInt = Field(256, description="held-out seeds, the same before and after")
-    samples: PositiveInt = Field(8, description="plain-prompt samples of each; also the k of pass@k")
+    samples: PositiveInt = Field(8, description="plain-prompt samples of each; also the largest k of pass@k")
     every: int = Field(0, ge=0, description="updates between evaluations while training; 0: before and after only")
-    timeout_s: PositiveFloat = Field(600.0)
+    timeout_s: PositiveFloat = Field(600.0, description="an actor's answer, for some of the episodes")
 
 
 class CheckpointSettings(Settings):
@@ -211,6 +227,11 @@ class RunConfig(Settings):
             raise ValueError(
                 f"grpo.overlong.buffer_tokens ({self.grpo.overlong.buffer_tokens}) must be at most "
                 f"rollout.tokens_per_turn ({self.rollout.tokens_per_turn})"
+            )
+        if self.sampler.name == "verbalized" and self.env.max_turns > 1:
+            raise ValueError(
+                f"sampler.name (verbalized) asks for all answers in one turn, env.max_turns is {self.env.max_turns}: "
+                "set it to 1, or take another sampler"
             )
         if self.checkpoint.best_by is not None and not self.checkpoint.every:
             raise ValueError(

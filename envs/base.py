@@ -168,11 +168,20 @@ class TextEnv(gymnasium.Env[str, str]):
         """The words, appended to the first message, that tell earlier solutions and ask for a different one."""
         return "\nTried: " + "; ".join(answers) + "\nAnother one."
 
+    def several(self, count: int) -> str:
+        """The words, appended to the first message, that ask for `count` different answers at once."""
+        tag = self.settings.answer_tag
+        return f"\nGive {count} different answers, each as <{tag}>...</{tag}>."
+
     # --- method sketches ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def sketch_request(self, number: int) -> str:
         """Stage I: the words that ask for sketch `number` (from 0); those of 0 follow the first message."""
+
+    def sketches_so_far(self, sketches: Sequence[str]) -> str:
+        """The words that tell earlier sketches, between the request for the first one and that for the next."""
+        return "\nSo far: " + "; ".join(sketches) + "\n"
 
     @abstractmethod
     def guidance(self, sketch: str) -> str:
@@ -183,6 +192,11 @@ class TextEnv(gymnasium.Env[str, str]):
         """Canonical form of a sketch, equal for sketches that mean the same; None if it cannot be read."""
 
     # --- how well it can be played -----------------------------------------------------------------------------------
+
+    @property
+    def target_count(self) -> int | None:
+        """How many right answers episodes of the same first message have in common; None where each has its own."""
+        return None
 
     def ceiling(self) -> float:
         """The best possible chance to solve the episode from here, within the turns and actions that are left."""

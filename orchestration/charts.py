@@ -17,10 +17,10 @@ _RAW_BESIDE_SMOOTH = 40  # points from which a moving average is drawn over the 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart: `series` are (legend, values), values[i] belongs to updates[i], None leaves a gap."""
+    """One chart: `series` are (legend, values), values[i] belongs to whole number places[i], None leaves a gap."""
 
     title: str
-    updates: Sequence[int]
+    places: Sequence[int]
     series: Sequence[tuple[str, Sequence[float | None]]]
     axis: tuple[float, ...] = ()
     """Values the axis has to show: (0.0,) for counts and rates, (0.0, 1.0) for shares."""
@@ -37,7 +37,7 @@ class Chart:
 
     def _points(self, values: Sequence[float | None]) -> Points:
         """What can be drawn, thinned to a few hundred points by means of neighbours."""
-        pairs = zip(self.updates, values, strict=True)
+        pairs = zip(self.places, values, strict=True)
         points = [(float(x), float(y)) for x, y in pairs if y is not None and math.isfinite(y)]
         step = max(1, math.ceil(len(points) / _MOST_POINTS))
         return [_centre(points[i : i + step]) for i in range(0, len(points), step)]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,18 +20,23 @@ from configs.schema import CheckpointSettings, RunConfig
 from learner.durable import sync, write_durably
 from learner.learner_state import StateError, check_there
 from orchestration.dispatch import Dispatcher
-from orchestration.evaluate import Evaluation
+from orchestration.evaluation import Evaluation
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import LedgerError, State
 from orchestration.metrics import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
-from orchestration.recorder import Recorder, RecorderState
+from orchestration.pivot_memory import PivotState
+from orchestration.recorder import Recorder
 from orchestration.replay_queue import QueueError
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState
+from orchestration.totals import RecorderState
 
-FORMAT = 1
+FORMAT = 2
 LEARNER, LEDGER, QUEUE, RUN = "learner", "ledger.sqlite", "queue.msgpack", "run.json"
+SAMPLER, PIVOTS = "sampler", "pivots.json"
+
+Read = TypeVar("Read", bound=BaseModel)
 
 
 class CheckpointError(RuntimeError):
@@ -97,7 +102,7 @@ class Checkpoints:
             with suppress(OSError):  # the room it took is needed, and ranks that are late must find it gone
                 self.folder.remove(self.folder.partial_of(final))
             failed = f"checkpoint of update {update} not written: {_cause(error)}"
-            if update >= self.config.run.updates:
+            if recorder.is_over(update):
                 raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error
             self.say(f"warning: {failed}; going on with the one before")
 
@@ -106,6 +111,7 @@ class Checkpoints:
         # queued at this moment stay in the queue, and the weights as they are, until the driver goes on.
         dispatcher.ledger.backup(partial / LEDGER)
         queued = dispatcher.ledger.indices(State.QUEUED)
+        pivots = dispatcher.pivots.state()
         best = better(self.best, self.config.checkpoint, update, recorder.last)
         state = RunState(
             format=FORMAT,
@@ -119,6 +125,9 @@ class Checkpoints:
         )
         write_durably(partial / RUN, state.model_dump_json(indent=1).encode())
         write_durably(partial / QUEUE, msgpack.packb(await self._messages(queued)))
+        if pivots is not None:
+            (partial / SAMPLER).mkdir()
+            write_durably(partial / SAMPLER / PIVOTS, pivots.model_dump_json().encode())
         (partial / LEARNER).mkdir()  # here and by no rank: see save_state
         await self.learners.save(str(partial / LEARNER))
         check_there(partial / LEARNER)
@@ -155,17 +164,15 @@ def better(best: Best | None, settings: CheckpointSettings, update: int, metrics
 def read_state(checkpoint: Path) -> RunState:
     """run.json of a checkpoint. Raises CheckpointError."""
     path = checkpoint / RUN
-    try:
-        state = RunState.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise CheckpointError(f"{path}: no state of a run this version reads: {place}: {problem['msg']}") from error
+    state = _parsed(path, RunState)
     if state.format != FORMAT:
         raise CheckpointError(f"{path}: format {state.format}, this version reads format {FORMAT}")
     return state
+
+
+def read_pivots(checkpoint: Path) -> PivotState:
+    """What was learned of pivots, of a run whose sampler learns them. Raises CheckpointError."""
+    return _parsed(checkpoint / SAMPLER / PIVOTS, PivotState)
 
 
 def read_queue(checkpoint: Path) -> list[bytes]:
@@ -187,6 +194,18 @@ async def export_policy(folder: RunFolder, learners: Learners) -> None:
     partial = folder.partial(folder.policy)
     await learners.export(str(partial))
     folder.publish(partial, folder.policy)
+
+
+def _parsed(path: Path, state: type[Read]) -> Read:
+    """A state in a JSON file. Raises CheckpointError."""
+    try:
+        return state.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(f"{path}: no state of a run this version reads: {place}: {problem['msg']}") from error
 
 
 def _cause(error: Exception) -> str:

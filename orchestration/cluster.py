@@ -50,17 +50,22 @@ class Role:
 
 def roles(config: RunConfig) -> list[Role]:
     """The processes of a run that need room on the cluster. Driver and queue ride along on the head."""
-    rollout, ranks = config.rollout, config.deepspeed
-    return [
-        Role("learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank),
-        Role("rollout actor", rollout.actors, rollout.cpus_per_actor, rollout.gpus_per_actor * rollout.tensor_parallel),
-    ]
+    ranks = config.deepspeed
+    return [Role("learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank), actor_role(config)]
 
 
-def placement_plan(config: RunConfig) -> list[str]:
-    """The plan in words, one line a role and one for the sum."""
-    lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in roles(config)]
-    total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in roles(config)) for k in ("CPU", "GPU")}
+def actor_role(config: RunConfig) -> Role:
+    """The processes that sample."""
+    rollout = config.rollout
+    gpus = rollout.gpus_per_actor * rollout.tensor_parallel
+    return Role("rollout actor", rollout.actors, rollout.cpus_per_actor, gpus)
+
+
+def placement_plan(config: RunConfig, needed: Sequence[Role] | None = None) -> list[str]:
+    """The plan in words, one line a role and one for the sum. needed: the roles, by default those of a run."""
+    needed = roles(config) if needed is None else needed
+    lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in needed]
+    total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in needed) for k in ("CPU", "GPU")}
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     where = f"the cluster at {address}" if address else f"this machine ({config.cluster.local_cpus} logical CPUs)"
     return [*lines, f"in all: {total['CPU']:g} CPU, {total['GPU']:g} GPU on {where}"]
@@ -107,9 +112,12 @@ def connect(config: RunConfig) -> str:
     return str(context.dashboard_url or "")
 
 
-def reserve(config: RunConfig) -> PlacementGroup:
-    """Reserve room for all processes at once, or say what lacks: ClusterError within cluster.placement_timeout_s."""
-    needed = roles(config)
+def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> PlacementGroup:
+    """Reserve room for all processes at once, or say what lacks: ClusterError within cluster.placement_timeout_s.
+
+    needed: the roles, by default those of a run.
+    """
+    needed = roles(config) if needed is None else needed
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     lacking = missing_resources(needed, nodes)
     if lacking:
@@ -121,7 +129,7 @@ def reserve(config: RunConfig) -> PlacementGroup:
         remove_placement_group(group)
         raise ClusterError(
             f"no room within {config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s): "
-            f"{'; '.join(placement_plan(config))}; free now: {free or 'nothing'}: {_advice(config)}"
+            f"{'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: {_advice(config)}"
         )
     return group
 
@@ -151,6 +159,12 @@ def spawn(
         ).remote(*own)
         for i, own in enumerate(arguments)
     ]
+
+
+def end(actors: Sequence[ActorHandle]) -> None:
+    """End these processes; their room is free for others."""
+    for actor in actors:
+        ray.kill(actor)
 
 
 def engine_env(config: RunConfig) -> dict[str, str]:

@@ -11,6 +11,7 @@ from actors.receipt import Receipt
 from configs.schema import RunConfig
 from envs.trajectory import Ticket
 from orchestration.ledger import Ledger, State
+from orchestration.pivot_memory import PivotMemory
 from orchestration.places import Places, RolloutError
 from orchestration.replay_queue import Taken
 from orchestration.sampled import DispatchState, Sampled
@@ -41,6 +42,7 @@ class Dispatcher:
         self._stopped = False
         self._last_cause = ""
         self.sampled = Sampled()
+        self.pivots = PivotMemory(config, self._places.tell)
 
     @property
     def version(self) -> int:
@@ -177,6 +179,7 @@ class Dispatcher:
     def _book(self, receipt: Receipt) -> None:
         index = receipt.ticket.index
         self.sampled.add(receipt)
+        self.pivots.add(receipt)
         self._settled_since_batch += 1
         self._last_cause = receipt.cause or self._last_cause
         if index in self._ahead:

@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from learner.update_sums import UpdateSums
 from orchestration.checkpoints import Checkpoints
 from orchestration.dispatch import Dispatcher
+from orchestration.evaluations import Evaluations
 from orchestration.learners import Learners
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.recorder import Recorder
@@ -27,18 +28,21 @@ class Driver:
     learners: Learners
     recorder: Recorder
     nonfinite: NonfiniteGuard
+    evaluations: Evaluations
 
     async def train(self) -> None:
         """The run's updates that are to come. Meanwhile actors go on sampling as far as the lag bound allows."""
         await self.recorder.begin()
         self.dispatcher.issue()
-        for version in range(self.dispatcher.version, self.config.run.updates):
+        while not self.recorder.is_over(version := self.dispatcher.version):
             with self.recorder.learner_waits():
                 taken, payloads = await self._next_batch(version)
             sums = await self._learn(version + 1, taken, payloads)
             sync = await self.learners.broadcast()
+            await self.dispatcher.pivots.advance(version + 1)
             self.dispatcher.advance(version + 1)
             await self.recorder.record(version + 1, taken, sums, sync, payloads)
+            await self.evaluations.while_training(version + 1)
             if self._checkpoint_due(version + 1):
                 await self.checkpoints.write(version + 1, self.dispatcher, self.recorder)
         await self.dispatcher.stop()
@@ -77,4 +81,4 @@ class Driver:
 
     def _checkpoint_due(self, update: int) -> bool:
         every = self.config.checkpoint.every
-        return update == self.config.run.updates or bool(every and update % every == 0)
+        return self.recorder.is_over(update) or bool(every and update % every == 0)

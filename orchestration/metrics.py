@@ -21,7 +21,9 @@ class UpdateMetrics:
     time_s: float
     """Seconds since the run's start; goes on where a resumed run left off."""
     reward_mean: float
-    """Mean reward of the solutions sampled since the update before, dropped groups included, failed ones not."""
+    """Mean reward of the solutions sampled since the update before, dropped groups included, failed ones not.
+
+    The sampler's own: branches, which begin where a solution went wrong, are no solutions here or below."""
     success: float
     """Share of solved ones among the same solutions; of the sampler's own prompts, so guided where it guides."""
     loss: float
@@ -56,6 +58,10 @@ class UpdateMetrics:
     """Tokens with a loss."""
     generated_tokens: int
     """Tokens sampled by all actors, dropped ones included; cumulative."""
+    branch_tokens: int
+    """Of them, those of branches in groups that ended; cumulative."""
+    env_steps: int
+    """Answers that environments judged, branches and dropped groups included; cumulative."""
     rollout_tokens_per_s: float
     """Tokens sampled by all actors in a second, since the update before."""
     learner_tokens_per_s: float
@@ -86,8 +92,31 @@ class UpdateMetrics:
     """Mean number of different answers in a group sampled since the update before."""
     distinct_solutions_mean: float
     """Mean number of different correct answers in such a group: of path exploration, the targets it covers."""
+    duplicate_answers: int
+    """Solutions sampled since the update before that repeated an earlier one of their list (sequential, verbalized)."""
+    coverage: float | None
+    """Share of the right answers that were found since the update before, in branches too.
+
+    Where all episodes of a prompt have them in common (path exploration): different ones found, over all groups, out of
+    all there are. Else: share of the groups with an episode that solved it. None where nothing was sampled."""
     zero_advantage_share: float
-    """Share of the groups sampled since the update before whose rewards were all equal."""
+    """Share of the groups sampled since the update before that have no advantage: equal rewards in each comparison."""
+    pivots: int
+    """States of failed trajectories that were resampled from since the update before, with a judged branch."""
+    pivots_recovered_share: float | None
+    """Share of them a branch of which solved it; None without pivots, as all that follows of them."""
+    pivot_gain_mean: float | None
+    """Mean gain of a pivot: the mean reward of its branches less the reward of the trajectory that failed."""
+    pivot_depth_mean: float | None
+    """Mean depth of them: share of the failed trajectory's sampled tokens that lie before."""
+    recovered_depth_0_25: float | None
+    """Recovered share of the pivots of depths [0, 0.25); None where there are none."""
+    recovered_depth_25_50: float | None
+    """The same of depths [0.25, 0.5)."""
+    recovered_depth_50_75: float | None
+    """The same of depths [0.5, 0.75)."""
+    recovered_depth_75_100: float | None
+    """The same of depths [0.75, 1]."""
     weight_sync_s: float
     """Seconds from the call for a broadcast to the last actor resumed."""
     sync_pause_s: float
@@ -119,15 +148,24 @@ class Summary:
     success_gain_ci95: tuple[float, float]
     """95 % interval of success_after - success_before, paired by seed."""
     pass_at_k_before: Mapping[str, float]
-    """{"8": x}: chance that at least one of k samples solves it."""
+    """{"1": x, "2": y, ...}: chance that at least one of k samples solves it; k doubles up to all samples."""
     pass_at_k_after: Mapping[str, float]
     distinct_solutions_before: float
     """Mean number of different correct answers among the samples of a seed; of path exploration, its coverage."""
     distinct_solutions_after: float
+    answer_entropy_before: float
+    """Entropy of the answers to a seed, nats, mean over seeds; the plug-in estimate, at most log(samples)."""
+    answer_entropy_after: float
+    coverage_before: float
+    """Share of the right answers found: of those all seeds of a prompt have in common (path exploration), else of seeds
+    with a solved sample."""
+    coverage_after: float
     tickets: Mapping[str, int]
     """issued, trained, filtered, stale, failed, cancelled."""
     ledger_balanced: bool
     generated_tokens: int
+    env_steps: int
+    """Answers that environments judged while training."""
     rollout_tokens_per_s: float
     learner_tokens_per_s: float
     weight_sync_s_mean: float
@@ -137,6 +175,10 @@ class Summary:
     """Of tokens of the learner's own version, nats; None where a run trained none."""
     logprob_abs_diff_max: float | None
     policy_lag_max: int
+    zero_advantage_share_mean: float | None
+    """Share of all groups sampled while training that had no advantage."""
+    duplicate_sketches_share: float | None
+    """Share of all sketches that repeated an earlier one of their list; None where none were drafted."""
     wall_s: float
 
 

@@ -28,6 +28,7 @@ class Places:
         self._load = [0] * len(actors)
         # Beyond the actor's own limit there is only the wait for room in the queue.
         self._limit_s = config.rollout.ticket_timeout_s + config.queue.timeout_s
+        self._tell_limit_s = config.sync.timeout_s
         self.count = config.rollout.prompts_in_flight * len(actors)
         self.actors = len(actors)
 
@@ -52,3 +53,18 @@ class Places:
             raise RolloutError(f"rollout actor {place} failed at ticket {ticket.index}: {cause_of(error)}") from error
         finally:
             self._load[place] -= 1
+
+    async def tell(self, method: str, *arguments: Any) -> None:
+        """Call a method of every actor, side by side. Raises RolloutError when one does not answer in time or died."""
+        await asyncio.gather(*(self._tell(place, method, *arguments) for place in range(self.actors)))
+
+    async def _tell(self, place: int, method: str, *arguments: Any) -> None:
+        try:
+            async with asyncio.timeout(self._tell_limit_s):
+                await getattr(self._actors[place], method).remote(*arguments)
+        except TimeoutError:
+            raise RolloutError(
+                f"rollout actor {place} did not answer {method} within {self._tell_limit_s:g} s (sync.timeout_s)"
+            ) from None
+        except RayError as error:
+            raise RolloutError(f"rollout actor {place} failed in {method}: {cause_of(error)}") from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,73 +18,20 @@ from actors.engine import EngineClock
 from configs.schema import RunConfig
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums
+from orchestration.budget import beyond_bound, is_over, is_stopped
 from orchestration.console import Console
 from orchestration.dispatch import Dispatcher
-from orchestration.evaluate import Evaluation, gain_interval
+from orchestration.engine_marks import evaluation_share, moved_on, tokens_between
+from orchestration.evaluation import Evaluation, gain_interval
 from orchestration.learners import Learners
 from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, write_summary
 from orchestration.places import RolloutError
 from orchestration.replay_queue import Depth, Taken
 from orchestration.run_folder import RunFolder
+from orchestration.totals import RecorderState, Spans, Totals
 
 if TYPE_CHECKING:
     from orchestration.session import Processes
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """Since the update before, seconds: in all, waiting for a batch, engines without work (mean), broadcasting.
-
-    sampled_tokens: by all engines, of failed and dropped work too.
-    """
-
-    wall_s: float
-    learner_waits_s: float
-    actors_idle_s: float
-    sync: SyncTimes
-    sampled_tokens: int
-
-
-@dataclass
-class Totals:
-    """Sums over the whole run, for the summary."""
-
-    training_s: float = 0.0
-    learner_waits_s: float = 0.0
-    learner_busy_s: float = 0.0
-    actors_idle_s: float = 0.0
-    sync_s: float = 0.0
-    sampled_tokens: int = 0
-    learner_tokens: int = 0
-    lag_max: int = 0
-    own_tokens: int = 0
-    own_abs_diff: float = 0.0
-    own_abs_diff_max: float = 0.0
-
-    def add(self, sums: UpdateSums, spans: Spans, lag_max: int) -> None:
-        self.training_s += spans.wall_s
-        self.learner_waits_s += spans.learner_waits_s
-        self.learner_busy_s += sums.seconds
-        self.actors_idle_s += spans.actors_idle_s
-        self.sync_s += spans.sync.total_s
-        self.sampled_tokens += spans.sampled_tokens
-        self.learner_tokens += sums.forward_tokens
-        self.lag_max = max(self.lag_max, lag_max)
-        self.compare(sums)
-
-    def compare(self, sums: UpdateSums) -> None:
-        self.own_tokens += sums.own_tokens
-        self.own_abs_diff += sums.own_abs_diff
-        self.own_abs_diff_max = max(self.own_abs_diff_max, sums.own_abs_diff_max)
-
-
-@dataclass(frozen=True, slots=True)
-class RecorderState:
-    """What a checkpoint keeps: seconds since the run's start, sums so far, and where metrics.jsonl ended, bytes."""
-
-    elapsed_s: float
-    totals: Totals
-    metrics_bytes: int
 
 
 class Recorder:
@@ -105,8 +52,18 @@ class Recorder:
         self._totals = replace(state.totals) if state is not None else Totals()
         self.last: UpdateMetrics | None = None
         self._waits_s = 0.0
+        self._evaluation_tokens = 0  # since the update before
         self._last = time.monotonic()
         self._clocks: list[EngineClock] = []
+
+    @property
+    def totals(self) -> Totals:
+        """The run's sums so far."""
+        return replace(self._totals)
+
+    def is_over(self, updates: int) -> bool:
+        """Whether the run ends with this many updates done: run.updates, run.max_tokens or run.stop is reached."""
+        return is_over(self._config.run, updates, self._totals.sampled_tokens, self._totals.beyond_stop)
 
     def __enter__(self) -> Recorder:
         return self
@@ -132,15 +89,32 @@ class Recorder:
         """Write and show one update; keep a sample of its groups where due."""
         clocks, depth = await asyncio.gather(self._read_clocks(), self._read_depth())
         now = time.monotonic()
-        tokens = sum(new.sampled_tokens - old.sampled_tokens for new, old in zip(clocks, self._clocks, strict=True))
+        tokens = tokens_between(self._clocks, clocks) - self._evaluation_tokens
         spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync, tokens)
-        self._last, self._waits_s, self._clocks = now, 0.0, clocks
+        self._last, self._waits_s, self._clocks, self._evaluation_tokens = now, 0.0, clocks, 0
         metrics = self._metrics(update, taken, sums, depth, spans)
         self._log.append(metrics)
         self.last = metrics
+        if (stop := self._config.run.stop) is not None:
+            self._totals.beyond_stop = beyond_bound(stop, self._totals.beyond_stop, getattr(metrics, stop.metric))
+            if is_stopped(self._config.run, self._totals.beyond_stop):
+                self._console.say(f"{stop.metric} ends the run: {self._totals.beyond_stop} updates in a row (run.stop)")
         self._console.update(metrics)
         if self._config.observe.sample_every and update % self._config.observe.sample_every == 0:
             self._keep_sample(update, (await payloads)[0])
+
+    async def beside_training(self, evaluating: Awaitable[Evaluation]) -> Evaluation:
+        """Wait for an evaluation: neither its tokens nor its share of the time count as training's."""
+        began, before = time.monotonic(), await self._read_clocks()
+        evaluation = await evaluating
+        after = await self._read_clocks()
+        share, seconds = evaluation_share(before, after, evaluation.sampled_tokens), time.monotonic() - began
+        self._last += share * seconds
+        if self.last is not None and self.last.queue_groups < self._config.grpo.groups_per_update:
+            self._waits_s += (1 - share) * seconds  # there was no batch: the rest of it the learner waits
+        self._clocks = moved_on(self._clocks, before, after, share)
+        self._evaluation_tokens += evaluation.sampled_tokens
+        return evaluation
 
     def warn(self, text: str) -> None:
         """A line for whoever watches the run."""
@@ -162,7 +136,7 @@ class Recorder:
             env=self._config.env.name,
             sampler=self._config.sampler.name,
             seed=self._config.run.seed,
-            updates=self._config.run.updates,
+            updates=self._dispatcher.version,
             success_before=before.success,
             success_after=after.success,
             success_gain_ci95=gain_interval(before.by_episode, after.by_episode),
@@ -170,17 +144,24 @@ class Recorder:
             pass_at_k_after={str(k): v for k, v in after.pass_at_k.items()},
             distinct_solutions_before=before.distinct_solutions,
             distinct_solutions_after=after.distinct_solutions,
+            answer_entropy_before=before.answer_entropy,
+            answer_entropy_after=after.answer_entropy,
+            coverage_before=before.coverage,
+            coverage_after=after.coverage,
             tickets={k: v for k, v in asdict(counts).items() if k not in ("queued", "in_flight")},
             ledger_balanced=counts.balanced,
             generated_tokens=totals.sampled_tokens,
+            env_steps=totals.env_steps,
             rollout_tokens_per_s=totals.sampled_tokens / totals.training_s,
             learner_tokens_per_s=totals.learner_tokens / totals.learner_busy_s,
-            weight_sync_s_mean=totals.sync_s / self._config.run.updates,
+            weight_sync_s_mean=totals.sync_s / self._dispatcher.version,
             learner_idle_fraction=totals.learner_waits_s / totals.training_s,
             actor_idle_fraction=totals.actors_idle_s / totals.training_s,
             logprob_abs_diff_mean=totals.own_abs_diff / totals.own_tokens if totals.own_tokens else None,
             logprob_abs_diff_max=totals.own_abs_diff_max if totals.own_tokens else None,
             policy_lag_max=totals.lag_max,
+            zero_advantage_share_mean=totals.groups_without_signal / totals.groups if totals.groups else None,
+            duplicate_sketches_share=totals.duplicate_sketches / totals.sketches if totals.sketches else None,
             wall_s=time.monotonic() - self._began,
         )
         write_summary(self._folder.summary, summary)
@@ -190,10 +171,12 @@ class Recorder:
         sampled, counts = self._dispatcher.take_sampled(), self._dispatcher.ledger.counts()
         lags = [update - 1 - header.oldest_version for header in taken.fresh]
         self._totals.add(sums, spans, max(lags))
+        self._totals.count(sampled)
         # Nothing may have been sampled meanwhile, as before the last update: no number then, not zero.
         solutions, groups, tokens = sampled.solutions or nan, sampled.groups or nan, sums.tokens or nan
         sketches = sampled.stats.sketches + sampled.stats.resampled_sketches
         rejected = sampled.stats.duplicate_sketches + sampled.stats.unparsable_sketches
+        by_depth = sampled.pivots.recovered_by_depth
         return UpdateMetrics(
             update=update,
             time_s=time.monotonic() - self._began,
@@ -230,7 +213,19 @@ class Recorder:
             distinct_sketches_share=1 - rejected / sketches if sketches else None,
             distinct_answers_mean=sampled.distinct_answers / groups,
             distinct_solutions_mean=sampled.distinct_solutions / groups,
+            duplicate_answers=sampled.stats.duplicate_answers,
+            coverage=sampled.coverage,
             zero_advantage_share=sampled.without_signal / groups,
+            pivots=sampled.pivots.pivots,
+            pivots_recovered_share=sampled.pivots.recovered_share,
+            pivot_gain_mean=sampled.pivots.gain_mean,
+            pivot_depth_mean=sampled.pivots.depth_mean,
+            recovered_depth_0_25=by_depth[0],
+            recovered_depth_25_50=by_depth[1],
+            recovered_depth_50_75=by_depth[2],
+            recovered_depth_75_100=by_depth[3],
+            branch_tokens=self._totals.branch_tokens,
+            env_steps=self._totals.env_steps,
             weight_sync_s=spans.sync.total_s,
             sync_pause_s=spans.sync.pause_s,
             sync_gather_s=spans.sync.gather_s,

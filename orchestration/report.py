@@ -8,14 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from orchestration.charts import Chart, short
 from orchestration.metrics import read_metrics
+from orchestration.report_curves import STYLE as CURVES_STYLE
+from orchestration.report_curves import curves
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1c1e21; --dim: #63686f; --rule: #e3e4e6;
-  --line-0: #2563c9; --line-1: #c2571a; --good: #1f8a4c; --bad: #b3261e; }
+  --line-0: #2563c9; --line-1: #c2571a; --line-2: #1f8a4c; --line-3: #8b3fb0; --good: #1f8a4c; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f24; --text: #e7e8ea; --dim: #9aa0a8;
-  --rule: #31353c; --line-0: #74a7ff; --line-1: #f0a06a; --good: #5bc98a; --bad: #ff8a80; } }
+  --rule: #31353c; --line-0: #74a7ff; --line-1: #f0a06a; --line-2: #5bc98a; --line-3: #cf93ea; --good: #5bc98a;
+  --bad: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -25,17 +27,6 @@ h2 { margin: 2rem 0 .6rem; font-size: 1.1rem; }
 .bad { color: var(--bad); }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: .9rem 1rem;
   overflow-x: auto; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
-.charts h3 { margin: 0 0 .3rem; font-size: .95rem; display: flex; flex-wrap: wrap; gap: 0 .9rem; }
-.charts h3 span { font-weight: normal; }
-.key-0 { color: var(--line-0); } .key-1 { color: var(--line-1); }
-svg { display: block; width: 100%; height: auto; }
-svg path { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-svg .grid { stroke: var(--rule); stroke-width: 1; }
-svg .label { fill: var(--dim); font-size: 11px; }
-svg path.line-0 { stroke: var(--line-0); } svg path.line-1 { stroke: var(--line-1); }
-svg circle.line-0 { fill: var(--line-0); } svg circle.line-1 { fill: var(--line-1); }
-svg .faint { opacity: .3; stroke-width: 1; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem 0 .3rem .8rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
@@ -69,10 +60,13 @@ _PAGE = """<!doctype html>
 def write_report(run_folder: Path) -> Path:
     """Write report.html into a finished run's folder, and return its path.
 
-    Reads config.yaml, metrics.jsonl and summary.json. Raises FileNotFoundError naming the one that is missing.
+    Reads config.yaml, metrics.jsonl and summary.json; evaluations.jsonl if it is there. Raises FileNotFoundError naming
+    the one that is missing.
     """
     summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     lines = read_metrics(run_folder / "metrics.jsonl")
+    held_out = run_folder / "evaluations.jsonl"
+    evaluations = read_metrics(held_out) if held_out.exists() else []
     config = (run_folder / "config.yaml").read_text(encoding="utf-8")
     name = run_folder.resolve().name
     body = "\n".join(
@@ -80,7 +74,7 @@ def write_report(run_folder: Path) -> Path:
             _head(name, summary),
             f"<h2>Success on held-out seeds</h2>{_success(summary)}",
             f"<h2>Figures</h2>{_figures(summary)}",
-            f'<h2>Curves</h2><div class="charts">{"".join(_curves(lines))}</div>',
+            f"<h2>Curves</h2>{curves(lines, evaluations)}",
             f"<h2>Tickets</h2>{_tickets(summary)}",
             '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
             f"<pre>{escape(config)}</pre></details>",
@@ -88,7 +82,7 @@ def write_report(run_folder: Path) -> Path:
     )
     path = run_folder / "report.html"
     partial = path.with_name("report.html.partial")
-    partial.write_text(_PAGE.format(name=escape(name), style=_STYLE, body=body), encoding="utf-8")
+    partial.write_text(_PAGE.format(name=escape(name), style=_STYLE + CURVES_STYLE, body=body), encoding="utf-8")
     return partial.replace(path)
 
 
@@ -117,8 +111,13 @@ def _figures(summary: dict[str, Any]) -> str:
         rows.append((f"pass@{k}", _percent(before), _percent(summary["pass_at_k_after"].get(k))))
     solutions = (_number(summary[f"distinct_solutions_{when}"]) for when in ("before", "after"))
     rows.append(("different solutions of a seed", *solutions))
+    for name, key, shown in (("coverage", "coverage", _percent), ("answer entropy, nats", "answer_entropy", _number)):
+        rows.append((name, *(shown(summary[f"{key}_{when}"]) for when in ("before", "after"))))
     whole = [
         ("tokens sampled", _number(summary["generated_tokens"])),
+        ("answers judged by environments", _number(summary["env_steps"])),
+        ("groups without advantage", _percent(summary["zero_advantage_share_mean"])),
+        ("repeated sketches", _percent(summary["duplicate_sketches_share"])),
         ("tokens sampled in a second", _number(summary["rollout_tokens_per_s"])),
         ("tokens learned in a second", _number(summary["learner_tokens_per_s"])),
         ("weight broadcast, mean", f"{_number(summary['weight_sync_s_mean'])} s"),
@@ -129,36 +128,6 @@ def _figures(summary: dict[str, Any]) -> str:
         ("largest policy lag", f"{_number(summary['policy_lag_max'])} updates"),
     ]
     return _table(rows) + "<br>" + _table([("the whole run", ""), *whole])
-
-
-def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """The learning curves, each a card."""
-    updates = [line["update"] for line in lines]
-
-    def card(title: str, *series: tuple[str, str], axis: tuple[float, ...] = ()) -> str:
-        values = [(legend, [line.get(key) for line in lines]) for legend, key in series]
-        keys = "".join(
-            f'<span class="key-{i}">{escape(legend)} {_latest(column)}</span>'
-            for i, (legend, column) in enumerate(values)
-        )
-        return f'<div class="card"><h3>{escape(title)}{keys}</h3>{Chart(title, updates, values, axis).svg()}</div>'
-
-    return [
-        card("Reward", ("mean", "reward_mean")),
-        card("Success while training", ("share", "success"), axis=(0.0, 1.0)),
-        card("Entropy, nats", ("mean", "entropy"), axis=(0.0,)),
-        card("Different answers of a group", ("all", "distinct_answers_mean"), ("correct", "distinct_solutions_mean")),
-        card("Policy lag, updates", ("mean", "policy_lag_mean"), ("largest", "policy_lag_max"), axis=(0.0,)),
-        card(
-            "Tokens in a second", ("sampled", "rollout_tokens_per_s"), ("learned", "learner_tokens_per_s"), axis=(0.0,)
-        ),
-        card("Idle share", ("actors", "actor_idle_share"), ("learner", "learner_idle_share"), axis=(0.0, 1.0)),
-    ]
-
-
-def _latest(column: Sequence[float | None]) -> str:
-    known = [value for value in column if value is not None]
-    return short(known[-1]) if known else "–"
 
 
 def _tickets(summary: dict[str, Any]) -> str:

@@ -14,9 +14,12 @@ from typing import Any
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
 from learner.durable import rename_durably, sync
-from orchestration.checkpoints import LEDGER, RunState, read_queue, read_state
+from orchestration import evaluations
+from orchestration.budget import is_spent, is_stopped
+from orchestration.checkpoints import LEDGER, RunState, read_pivots, read_queue, read_state
 from orchestration.ledger import Ledger, LedgerError, State
 from orchestration.metrics import read_metrics
+from orchestration.pivot_memory import PivotState, learns_pivots
 from orchestration.run_folder import RunFolder
 
 # What the state is of: with another one it would be another run. Everything else may be changed by an override.
@@ -30,7 +33,10 @@ class ResumeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where a run goes on. queued: the encoded groups to put back into the queue, in order of their tickets."""
+    """Where a run goes on. queued: the encoded groups to put back into the queue, in order of their tickets.
+
+    pivots: what DDE has learned of them; None where the sampler learns nothing.
+    """
 
     config: RunConfig
     folder: RunFolder
@@ -39,6 +45,7 @@ class ResumePoint:
     queued: tuple[bytes, ...]
     again: int  # tickets in flight at the checkpoint
     said: tuple[str, ...]
+    pivots: PivotState | None
 
 
 def resume_point(path: Path, overrides: Sequence[str], config_path: Path | None) -> ResumePoint:
@@ -88,8 +95,9 @@ def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path
         )
     again = counts.get(State.IN_FLIGHT, 0)
     return ResumePoint(
-        config, folder, checkpoint, state, tuple(queued), again, _said(folder, checkpoint, state, counts)
-    )
+        config, folder, checkpoint, state, tuple(queued), again, _said(folder, checkpoint, state, counts),
+        read_pivots(checkpoint) if learns_pivots(config) else None,
+    )  # fmt: skip
 
 
 def check_policy(point: ResumePoint, policy: str, digest: str) -> None:
@@ -113,6 +121,7 @@ def roll_back(point: ResumePoint) -> None:
     rename_durably(partial, folder.ledger)
     os.truncate(folder.metrics, recorded)
     sync(folder.metrics)
+    evaluations.roll_back(folder, point.state.update)
     folder.replace(folder.config, to_yaml(point.config).encode())
 
 
@@ -139,6 +148,14 @@ def _check_updates(folder: RunFolder, config: RunConfig, state: RunState) -> Non
         raise ResumeError(
             f"{folder.path} is finished: {done} updates of {wanted}; go on with run.updates={2 * done} or so"
         )
+    tokens = state.recorder.totals.sampled_tokens
+    if is_spent(config.run, tokens) and folder.summary.exists():
+        raise ResumeError(
+            f"{folder.path} is finished: {tokens} tokens of run.max_tokens={config.run.max_tokens}; go on with "
+            f"run.max_tokens={2 * tokens} or so"
+        )
+    if is_stopped(config.run, state.recorder.totals.beyond_stop) and folder.summary.exists():
+        raise ResumeError(f"{folder.path} is finished: run.stop was reached; go on with run.stop=null")
 
 
 def _check_metrics(folder: RunFolder, state: RunState) -> None:

@@ -66,12 +66,16 @@ def _resume(run: Path, arguments: argparse.Namespace) -> int:
 
 
 def _check_metric(config: RunConfig) -> None:
-    """Raises ConfigError when checkpoint.best_by names no metric."""
+    """Raises ConfigError when checkpoint.best_by or run.stop.metric names no metric."""
     from orchestration.metrics import metric_problem
 
-    name = config.checkpoint.best_by
-    if name is not None and (problem := metric_problem(name)):
-        raise ConfigError([f"checkpoint.best_by: {problem}"])
+    stop = config.run.stop
+    named = {"checkpoint.best_by": config.checkpoint.best_by, "run.stop.metric": stop.metric if stop else None}
+    problems = [
+        f"{key}: {problem}" for key, name in named.items() if name is not None and (problem := metric_problem(name))
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _dry_run(config: RunConfig) -> int:

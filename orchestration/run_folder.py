@@ -26,6 +26,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "evaluations.jsonl"
         self.summary = path / "summary.json"
         self.ledger = path / "ledger.sqlite"
         self.samples = path / "samples"

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,9 @@ from orchestration.cluster import ClusterError
 from orchestration.console import Console
 from orchestration.dispatch import Dispatcher
 from orchestration.driver import Driver
-from orchestration.evaluate import Evaluation, EvaluationError, evaluate
+from orchestration.evaluation import Evaluation, EvaluationError
+from orchestration.evaluations import Evaluations
+from orchestration.held_out import evaluate
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import Ledger, LedgerError
 from orchestration.nonfinite import NonfiniteGuard
@@ -58,7 +60,7 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
         with Console(config, began) as console:
             if config.model.path is not None:
                 ensure_policy(config, console.say)  # a wrong path is said before Ray starts
-            with joined_cluster(config, console) as group:
+            with joined_cluster(config, console.say, cluster.roles(config)) as group:
                 # And a cluster without room before a policy is warmed up.
                 policy = ensure_policy(config, console.say)
                 digest = policy_digest(policy)
@@ -75,17 +77,19 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
 
 
 @contextmanager
-def joined_cluster(config: RunConfig, console: Console) -> Iterator[cluster.PlacementGroup]:
-    """The run's room on a Ray cluster, given back at the end."""
+def joined_cluster(
+    config: RunConfig, say: Callable[[str], None], needed: Sequence[cluster.Role]
+) -> Iterator[cluster.PlacementGroup]:
+    """Room for these processes on a Ray cluster, given back at the end."""
     dashboard = cluster.connect(config)
     # `ray job stop` and schedulers end a run by SIGTERM: it is left in as good order as after Ctrl-C. Set behind
     # `ray.init`, which brings a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        console.say(f"Ray dashboard: http://{dashboard}" if dashboard else "Ray runs without its dashboard")
-        group = cluster.reserve(config)
-        for line in cluster.placement_plan(config):
-            console.say(line)
+        say(f"Ray dashboard: http://{dashboard}" if dashboard else "Ray runs without its dashboard")
+        group = cluster.reserve(config, needed)
+        for line in cluster.placement_plan(config, needed):
+            say(line)
         yield group
         cluster.remove_placement_group(group)
     finally:
@@ -130,21 +134,28 @@ async def _run(
             in_a_row = 0 if resume is None else resume.state.nonfinite
             guard = NonfiniteGuard(folder.nonfinite, config.optim.max_nonfinite, in_a_row)
             checkpoints = Checkpoints(config, folder, learners, processes.replay, console.say, before, digest, guard)
+            evaluations = Evaluations(config, folder, processes.actors, recorder, console.say)
             if resume is None:
+                evaluations.write(0, before)
                 await recorder.compare_logprobs(before)
             else:
                 checkpoints.best = resume.state.best
                 for group in resume.queued:
                     await processes.replay.put.remote(group)
-            driver = Driver(config, checkpoints, dispatcher, processes.replay, learners, recorder, guard)
+            driver = Driver(config, checkpoints, dispatcher, processes.replay, learners, recorder, guard, evaluations)
             try:
                 if resume is not None:
+                    await dispatcher.pivots.restore(resume.pivots)
                     dispatcher.restore(resume.state.update, resume.state.dispatch)
                 await driver.train()
             finally:
                 await dispatcher.stop()
+            if dispatcher.version < config.run.updates:
+                tokens = recorder.totals.sampled_tokens
+                console.say(f"run.max_tokens reached: {tokens:,} tokens generated in {dispatcher.version} updates")
             await export_policy(folder, learners)
             after = await evaluate(config, processes.actors)
+            evaluations.write(dispatcher.version, after)
             await recorder.compare_logprobs(after)
             summary = recorder.write_summary(before, after)
     low, high = summary.success_gain_ci95
@@ -166,7 +177,7 @@ async def _bring_up(
         )[0]
     for line in resume.said:
         console.say(line)
-    await asyncio.gather(_actors_ready(config, processes.actors), _start_learners(learners, console))
+    await asyncio.gather(actors_ready(config, processes.actors), _start_learners(learners, console))
     await learners.load(str(resume.checkpoint / LEARNER))
     return resume.state.before
 
@@ -177,7 +188,7 @@ async def _start_learners(learners: Learners, console: Console) -> None:
 
 
 async def _first_evaluation(config: RunConfig, processes: Processes, console: Console) -> Evaluation:
-    await _actors_ready(config, processes.actors)
+    await actors_ready(config, processes.actors)
     console.say(f"{len(processes.actors)} rollout actors are up; evaluating the policy as it came")
     before = await evaluate(config, processes.actors)
     console.say(f"success before training: {before.success:.3f} on {len(before.by_episode)} held-out episodes")
@@ -186,7 +197,7 @@ async def _first_evaluation(config: RunConfig, processes: Processes, console: Co
     return before
 
 
-async def _actors_ready(config: RunConfig, actors: Sequence[ActorHandle]) -> None:
+async def actors_ready(config: RunConfig, actors: Sequence[ActorHandle]) -> None:
     """Wait for every engine. Raises RolloutError naming the actors that are late."""
     limit_s = config.rollout.start_timeout_s
     tasks = [asyncio.create_task(_ready(actor)) for actor in actors]

@@ -181,7 +181,6 @@ class ScriptedEnv(TextEnv):
         super().__init__(TurnSettings(max_turns=max_turns))
         self._released = released or threading.Event()
         self.closing = 0.0
-        self._said: list[str] = []
 
     @property
     def rules(self) -> str:
@@ -197,7 +196,9 @@ class ScriptedEnv(TextEnv):
         found = re.fullmatch(r"plan (\w+)", sketch)
         return found[1].lower() if found else None
 
-    def _draw(self) -> None: ...
+    def _draw(self) -> tuple[str, ...]:
+        """All answers so far are the state."""
+        return ()
 
     def _opening(self) -> str:
         return f"Episode {self.seed}."
@@ -207,15 +208,15 @@ class ScriptedEnv(TextEnv):
             raise RuntimeError("boom")
         if action == "hang":
             self._released.wait(30)
-        self._said.append(action)
+        self.state = (*self.state, action)
         found = re.fullmatch(r"(earn|lose|win) (-?[\d.]+)", action)
         word, reward = (found[1], float(found[2])) if found else ("", 0.0)
         if action == "break":
             return "Broken.", 0.0, True, False, {"outcome": Outcome(Verdict.FAILED, "", "the judge broke")}
         verdict = Verdict.SOLVED if word == "win" else Verdict.WRONG if found else Verdict.UNPARSABLE
-        outcome = Outcome(verdict, "|".join(self._said))
-        truncated = len(self._said) >= self.settings.max_turns
-        return f"Turn {len(self._said)}.", reward, word in ("lose", "win"), truncated, {"outcome": outcome}
+        outcome = Outcome(verdict, "|".join(self.state))
+        truncated = len(self.state) >= self.settings.max_turns
+        return f"Turn {len(self.state)}.", reward, word in ("lose", "win"), truncated, {"outcome": outcome}
 
     def cut(self) -> float:
         return self.closing

@@ -1,7 +1,7 @@
 """Plain sequential sampling: every solution is sampled behind the ones before it (arXiv 2510.15502, synthetic task).
 
 There is no second stage: the list itself is what is trained, each solution under the context it was sampled in, a
-repeated one by a reward below a miss.
+repeated or unreadable one by a reward below a miss.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from actors.episode import without_open_turn
 from actors.rollout import Rollout, given
 from actors.samplers.parallel import is_trainable
 from actors.samplers.repeats import identity
@@ -20,17 +21,21 @@ from envs.trajectory import Credit, Group, GroupStats, Ints, Role, Row, Segment,
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One solution of the list: its number among the trajectories, its own segments [first, end), what it earns."""
+    """One solution of the list: its number among the trajectories, its own segments [first, end), what it earns.
+
+    plain: sampled under the plain prompt, with no solution before it.
+    """
 
     trajectory: int
     first: int
     end: int
     reward: float
+    plain: bool
 
 
 @dataclass(slots=True)
 class Attempts:
-    """The list as it grows. kept: those that later ones are shown; taken_back: repeats that were sampled again."""
+    """The list as it grows. kept: those that later ones are shown; taken_back: rejected ones that were sampled again."""
 
     trajectories: list[Trajectory] = field(default_factory=list)
     kept: list[Attempt] = field(default_factory=list)
@@ -56,10 +61,10 @@ class SequentialSampler:
 
     async def _attempt(self, rollout: Rollout, attempts: Attempts, number: int, tries: int) -> bool:
         for again in range(tries):
-            before = self._before(rollout, attempts, number)
+            before = self._before(rollout, attempts)
             context_ids = np.concatenate([s.token_ids for s in before])
             played = (await rollout.play(context_ids, f"solution/{number}/{again}")).trajectory
-            own = played.segments[1:]
+            own = without_open_turn(played.segments)[1:]  # a failed episode may have ended before its next answer
             if not own and played.verdict is Verdict.FAILED:
                 attempts.trajectories.append(played)
                 return True
@@ -69,19 +74,20 @@ class SequentialSampler:
             shared = None if parent is None else len(attempts.trajectories[parent].segments)
             whole = replace(played, segments=(*before, *own), parent=parent, pivot=shared)
             attempts.trajectories.append(whole)
-            repeated = self._is_repeated(rollout, attempts, whole, own)
-            reward = self._settings.duplicate_reward if repeated else whole.reward
-            attempt = Attempt(len(attempts.trajectories) - 1, len(before), len(whole.segments), reward)
-            if not repeated or again == tries - 1:
+            rejected = self._is_rejected(rollout, attempts, whole, own)
+            reward = self._settings.rejected_reward if rejected else whole.reward
+            place = (len(attempts.trajectories) - 1, len(before), len(whole.segments))
+            attempt = Attempt(*place, reward, plain=not attempts.kept)
+            if not rejected or again == tries - 1:
                 attempts.kept.append(attempt)
                 attempts.said.append(_words(rollout, own))
                 return True
             attempts.taken_back.append(attempt)
         return False
 
-    def _before(self, rollout: Rollout, attempts: Attempts, number: int) -> tuple[Segment, ...]:
+    def _before(self, rollout: Rollout, attempts: Attempts) -> tuple[Segment, ...]:
         """What a solution is sampled behind: the conversation so far, or a prompt that tells the solutions so far."""
-        if not number:
+        if not attempts.kept:
             return (given(Role.PROMPT, rollout.opening()),)
         if self._settings.history == "text":
             return (given(Role.PROMPT, rollout.opening(rollout.env.tried(attempts.said))),)
@@ -90,12 +96,12 @@ class SequentialSampler:
         request_ids = rollout.chat.reply(rollout.env.another_attempt(), closed)
         return (*segments, given(Role.OBSERVATION, request_ids))
 
-    def _is_repeated(
+    def _is_rejected(
         self, rollout: Rollout, attempts: Attempts, trajectory: Trajectory, own: tuple[Segment, ...]
     ) -> bool:
-        """Whether a solution was there before; one that said nothing readable is no repeat, it earns its own reward."""
+        """Whether a solution says nothing readable or was there before; a failed episode is neither."""
         if trajectory.verdict in (Verdict.FAILED, Verdict.UNPARSABLE):
-            return False
+            return trajectory.verdict is Verdict.UNPARSABLE
         key = identity(_words(rollout, own), trajectory.answer, self._settings.duplicate_of)
         if key not in attempts.known:
             attempts.known.add(key)
@@ -118,16 +124,15 @@ class SequentialSampler:
             yield Row(attempt.trajectory, attempt.first, (_credit(attempt),))
 
     def _plain_rows(self, attempts: Attempts, plain_ids: Ints) -> Iterator[Row]:
-        """The same solutions under the plain prompt; the first of a list was sampled there."""
+        """The solutions under the plain prompt. The first was sampled there: with `both` the list's row has it."""
         if self._settings.train_on == "guided":
             return
         for attempt in attempts.kept:
             trajectory = attempts.trajectories[attempt.trajectory]
-            twice = self._settings.train_on == "both" and attempt.first == 1 and trajectory.parent is None
-            if not is_trainable(trajectory) or twice:
+            if not is_trainable(trajectory) or (attempt.plain and self._settings.train_on == "both"):
                 continue
             credit = _credit(attempt, "plain")
-            yield Row(attempt.trajectory, attempt.first, (credit,), None if attempt.first == 1 else plain_ids)
+            yield Row(attempt.trajectory, attempt.first, (credit,), None if attempt.plain else plain_ids)
 
 
 def _credit(attempt: Attempt, baseline: str = "list") -> Credit:

@@ -3,111 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
-from actors.rollout import Rollout
-from actors.samplers.build import build_sampler
-from configs.samplers import SesaSettings
 from envs.codec import encode_group
-from envs.trajectory import Credit, Group, GroupStats, Role, Row, Stream, Trajectory, Verdict
-from tests.builders import Said, Scene, ScriptedPolicy, plan, token_ids_of
-
-SKETCHES: dict[str, Said] = {"sketch/0/0": "plan up", "sketch/1/0": "plan down", "sketch/2/0": "plan left"}
-SOLUTIONS: dict[str, Said] = {"expansion/0/0/1": "win 1", "expansion/1/0/1": "lose 0", "expansion/2/0/1": "lose 0.25"}
-
-
-@dataclass(frozen=True)
-class Sampled:
-    group: Group
-    rollout: Rollout
-    policy: ScriptedPolicy
-
-    @property
-    def plain(self) -> list[int]:
-        return self.rollout.opening().tolist()
-
-    def guided(self, *sketch: int) -> list[int]:
-        """The prompt of stage II around a sketch's tokens."""
-        frame = self.rollout.guided_frame()
-        return [*frame.before.tolist(), *sketch, *frame.after.tolist()]
-
-    def words(self, said: str) -> list[int]:
-        return self.policy.encode(said)[:-1]
-
-    def credits(self, stream: Stream, baseline: str | None = None) -> list[tuple[int, float, float]]:
-        """(trajectory, reward, weight) of each credit of the stream, in the baseline if one is named."""
-        return [
-            (row.trajectory, credit.reward, credit.weight)
-            for row in self.group.rows
-            for credit in row.credits
-            if credit.stream is stream and baseline in (None, credit.baseline)
-        ]
-
-    def baselines(self) -> set[tuple[Stream, str]]:
-        return {(c.stream, c.baseline) for row in self.group.rows for c in row.credits}
-
-
-async def sample(scene: Scene, *said: Mapping[str, Said], sketches: int = 3, **settings: Any) -> Sampled:
-    policy = ScriptedPolicy(lambda _: None, plan({k: v for part in said for k, v in part.items()}))
-    rollout = await scene.rollout(policy)
-    group = await build_sampler(SesaSettings(sketches=sketches, **settings)).sample_group(rollout)
-    encode_group(group)
-    return Sampled(group, rollout, policy)
-
-
-def prompt_ids(trajectory: Trajectory) -> list[int]:
-    return token_ids_of(trajectory.segments[:1])
-
-
-def context_ids(row: Row) -> list[int] | None:
-    return None if row.context_ids is None else row.context_ids.tolist()
-
-
-# --- stage I ---------------------------------------------------------------------------------------------------------
-
-
-async def test_the_list_is_one_conversation_in_which_each_sketch_follows_those_before(scene: Scene) -> None:
-    sampled = await sample(scene, SKETCHES, SOLUTIONS)
-    listed = sampled.group.trajectories[0]
-    assert [s.role for s in listed.segments] == [
-        *(Role.PROMPT, Role.SKETCH, Role.OBSERVATION, Role.SKETCH, Role.OBSERVATION, Role.SKETCH),
-    ]
-    assert scene.chat._tokenizer.decode(token_ids_of(listed.segments)) == (
-        "<|im_start|>system\nSay win.<|im_end|>\n<|im_start|>user\nEpisode 11. Name plan 0.<|im_end|>\n"
-        "<|im_start|>assistant\nplan up<|im_end|>\n<|im_start|>user\n Name plan 1.<|im_end|>\n"
-        "<|im_start|>assistant\nplan down<|im_end|>\n<|im_start|>user\n Name plan 2.<|im_end|>\n"
-        "<|im_start|>assistant\nplan left<|im_end|>"
-    )
-    drafts = sampled.policy.requests[:3]
-    assert [r.context_ids.tolist() for r in drafts] == [token_ids_of(listed.segments[:n]) for n in (1, 3, 5)]
-    assert not listed.is_solution
-
-
-async def test_a_sketch_cut_at_its_limit_is_closed_before_the_next_request(scene: Scene) -> None:
-    cut = {"sketch/0/0": "plan upward", "sketch/1/0": "plan down"}
-    sampled = await sample(scene, cut, {"expansion/0/0/1": "win 1"}, sketches=2, sketch_tokens=6)
-    assert [r.max_tokens for r in sampled.policy.requests[:2]] == [6, 6]
-    first, request = sampled.group.trajectories[0].segments[1:3]
-    assert first.token_ids.tolist() == sampled.words("plan up")
-    assert request.token_ids[0] == scene.chat.eos_id
-    assert "plan up<|im_end|>\n<|im_start|>user\n Name plan 1." in sampled.policy.requests[1].context
-    assert prompt_ids(sampled.group.trajectories[1]) == sampled.guided(*sampled.words("plan up"))
-
-
-async def test_a_sketch_is_followed_in_the_very_tokens_it_was_sampled_in(scene: Scene) -> None:
-    """The policy spells "plan up" in bytes; tokenised again it would be one token shorter."""
-    canonical = ScriptedPolicy(lambda _: None).encode("plan up")[:-1]
-    spelt = [*canonical[:-1], *(ScriptedPolicy(lambda _: None).encode(letter)[0] for letter in "up")]
-    assert len(spelt) == len(canonical) + 1
-    end = scene.chat.eos_id
-    said: dict[str, Said] = {**SKETCHES, "sketch/0/0": [*spelt, end]}
-    sampled = await sample(scene, said, SOLUTIONS)
-    assert prompt_ids(sampled.group.trajectories[1]) == sampled.guided(*spelt)
-    assert sampled.group.trajectories[0].segments[1].token_ids.tolist() == [*spelt, end]
-
+from envs.trajectory import Credit, GroupStats, Role, Stream, Verdict
+from tests.actors.sesa_groups import SKETCHES, SOLUTIONS, context_ids, prompt_ids, sample
+from tests.builders import Said, Scene, token_ids_of
 
 # --- where the gradient goes -----------------------------------------------------------------------------------------
 
@@ -274,6 +176,12 @@ async def test_expansions_of_a_sketch_are_compared_with_each_other_and_their_mea
     assert [trajectory for trajectory, _, _ in sampled.credits(Stream.SOLUTION, "plain")] == [1, 2, 3, 4, 5, 6]
     assert [reward for _, reward, _ in sampled.credits(Stream.SKETCH)] == [0.5, 0.125, 0.75]
     assert len({r.seed for r in sampled.policy.requests}) == 3 + 6
+
+
+async def test_a_sketch_can_earn_the_best_of_its_expansions(scene: Scene) -> None:
+    sampled = await sample(scene, SKETCHES, TWICE, expansions_per_sketch=2, train_on="guided", sketch_credit="max")
+    assert [reward for _, reward, _ in sampled.credits(Stream.SKETCH)] == [1.0, 0.25, 1.0]
+    assert sampled.credits(Stream.SOLUTION, "guided/0") == [(1, 1.0, 1.0), (2, 0.0, 1.0)]
 
 
 async def test_plain_solutions_among_expansions_have_a_baseline_of_their_own(scene: Scene) -> None:

@@ -13,7 +13,8 @@ from configs.load import ConfigError, load_config, to_yaml
 from configs.samplers import SesaSettings
 from configs.schema import RunConfig
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "compare")  # those are no runs
 Write = Callable[[str], Path]
 
 

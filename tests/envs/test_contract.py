@@ -89,6 +89,10 @@ def play_oracle(env: TextEnv) -> Outcome:
             return outcome
 
 
+def test_only_path_exploration_has_right_answers_in_common(env: TextEnv) -> None:
+    assert (env.target_count is not None) == (env.settings.name == "path_exploration")  # type: ignore[attr-defined]
+
+
 def test_same_seed_same_episode_whatever_was_played_before(env: TextEnv) -> None:
     used = make_env(env.settings)  # type: ignore[arg-type]
     used.reset(seed=3)

@@ -11,18 +11,28 @@ from envs.trajectory import GroupStats, Ticket
 from learner.durable import write_durably
 from learner.learner_state import FORMAT, STATE_FILE, LayerFile, LearnerState
 from orchestration.checkpoints import Checkpoints
-from orchestration.evaluate import Evaluation
+from orchestration.evaluation import Evaluation
 from orchestration.ledger import Ledger, State
 from orchestration.metrics import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
-from orchestration.recorder import RecorderState, Totals
+from orchestration.pivot_memory import PivotMemory
 from orchestration.run_folder import RunFolder
-from orchestration.sampled import DispatchState, Sampled
+from orchestration.sampled import DispatchState, PivotSums, Sampled
+from orchestration.totals import RecorderState, Totals
 from tests.orchestration.test_metrics import metrics
 
-BEFORE = Evaluation(0.5, {7: 0.25, 9: 0.75}, {4: 0.8}, 1.5, 1000, (b"kept elsewhere",), 1, "boom")
+BEFORE = Evaluation(0.5, {7: 0.25, 9: 0.75}, {4: 0.8}, 1.5, 0.9, 0.75, 1000, 80, (b"kept elsewhere",), 1, "boom")
 POLICY = "sha256:0123"
-SAMPLED = Sampled(groups=3, reward_sum=0.1 + 0.2, stats=GroupStats(sketches=5))
+UPDATES = 10
+SAMPLED = Sampled(
+    groups=3,
+    reward_sum=0.1 + 0.2,
+    stats=GroupStats(sketches=5),
+    pivots=PivotSums(3, 1, 0.5, 1.2, (1, 2, 0, 0), (0, 1, 0, 0)),
+    targets=20,
+    questions=frozenset({"a1", "b2"}),
+    found=frozenset({("a1", "Bodorn / Diveth"), ("b2", "Bodorn / Diveth")}),
+)
 
 
 class Queue:
@@ -55,11 +65,15 @@ class Learners:
 
 
 class Dispatcher:
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, pivots: PivotMemory) -> None:
+        self.ledger, self.pivots = ledger, pivots
 
     def state(self) -> DispatchState:
         return DispatchState(next_index=5, settled=2, rounds=1, sampled=SAMPLED)
+
+
+async def _tell(method: str, *arguments: Any) -> None:
+    """There are no actors."""
 
 
 class Recorder:
@@ -71,15 +85,20 @@ class Recorder:
     def state(self) -> RecorderState:
         return RecorderState(12.5, Totals(own_tokens=4), self._metrics.stat().st_size)
 
+    def is_over(self, updates: int) -> bool:
+        return updates >= UPDATES
+
 
 class Run:
     """A run of one ticket an update, each with a checkpoint."""
 
-    def __init__(self, path: Path, **settings: Any) -> None:
-        config = RunConfig.model_validate({"run": {"updates": 10}, "checkpoint": {"every": 1, **settings}})
+    def __init__(self, path: Path, sampler: str = "parallel", **settings: Any) -> None:
+        groups = {"run": {"updates": UPDATES}, "sampler": {"name": sampler}, "checkpoint": {"every": 1, **settings}}
+        config = RunConfig.model_validate(groups)
         self.folder = RunFolder.reserve(RunSettings(root=str(path), name="run"), "x")
         self.folder.config.write_text(to_yaml(config))
         self.ledger = Ledger(self.folder.ledger)
+        self.pivots = PivotMemory(config, _tell)
         self.learners, self.said = Learners(), list[str]()
         parts: Any = self.learners
         self.nonfinite = NonfiniteGuard(self.folder.nonfinite, limit=5)
@@ -88,7 +107,7 @@ class Run:
         )
 
     async def update(self, number: int, **figures: Any) -> None:
-        dispatcher: Any = Dispatcher(self.ledger)
+        dispatcher: Any = Dispatcher(self.ledger, self.pivots)
         with self.folder.metrics.open("a") as file:
             file.write(f'{{"update":{number}}}\n')
         recorder: Any = Recorder(self.folder.metrics, metrics(number, **figures))

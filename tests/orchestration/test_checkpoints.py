@@ -18,9 +18,9 @@ from learner.update_sums import UpdateSums
 from orchestration.checkpoints import Best, CheckpointError, RunState, better, read_queue, read_state
 from orchestration.learners import LearnerError
 from orchestration.ledger import Ledger, LedgerError, State
-from orchestration.recorder import RecorderState, Totals
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState
+from orchestration.totals import RecorderState, Totals
 from tests.orchestration.small_run import BEFORE, POLICY, SAMPLED, Recorder, Run
 from tests.orchestration.test_metrics import metrics
 
@@ -309,6 +309,6 @@ async def test_a_later_format_is_refused(run: Run) -> None:
     await run.update(1)
     path = run.folder.checkpoint(1) / "run.json"
     state = RunState.model_validate_json(path.read_bytes())
-    path.write_text(state.model_copy(update={"format": 2}).model_dump_json())
-    with pytest.raises(CheckpointError, match=r"run\.json: format 2, this version reads format 1"):
+    path.write_text(state.model_copy(update={"format": 3}).model_dump_json())
+    with pytest.raises(CheckpointError, match=r"run\.json: format 3, this version reads format 2"):
         read_state(run.folder.checkpoint(1))

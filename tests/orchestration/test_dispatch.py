@@ -21,6 +21,7 @@ from orchestration.dispatch import Dispatcher
 from orchestration.ledger import Ledger
 from orchestration.places import RolloutError
 from orchestration.replay_queue import Taken
+from orchestration.sampled import Sampled
 from orchestration.tickets import training_ticket
 
 BATCH = 2
@@ -461,18 +462,17 @@ async def test_sums_over_receipts_start_anew_when_they_are_taken(tmp_path: Path)
     async with dispatching(tmp_path, fleet, configured(lag=1)) as dispatcher:
         await fleet.finish(0)
         await fleet.finish(1, state="filtered")
-        assert asdict(dispatcher.take_sampled()) == {
-            "groups": 2,
-            "failed": 0,
-            "without_signal": 1,
-            "solutions": 16,
-            "solved": 4,
-            "failed_episodes": 2,
-            "distinct_answers": 8,
-            "distinct_solutions": 4,
-            "reward_sum": 5.0,
-            "stats": asdict(GroupStats(env_steps=6)),
-        }
+        assert dispatcher.take_sampled() == Sampled(
+            groups=2,
+            without_signal=1,
+            solutions=16,
+            solved=4,
+            failed_episodes=2,
+            distinct_answers=8,
+            distinct_solutions=4,
+            reward_sum=5.0,
+            stats=GroupStats(env_steps=6),
+        )
         await fleet.finish(2)
         assert dispatcher.take_sampled().groups == 1
 

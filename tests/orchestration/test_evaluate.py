@@ -1,124 +1,44 @@
-"""Evaluation figures against brute force and by hand, and who is asked for what."""
+"""Who is asked for what; how `python -m orchestration.evaluate` reads its words."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.samplers import DdeSettings, ParallelSettings, SamplerSettings, SequentialSettings, SesaSettings
 from configs.schema import RunConfig
 from envs.codec import encode_group
-from envs.trajectory import Group, Ticket, Trajectory, Verdict
-from orchestration.evaluate import PAYLOADS_KEPT, EvaluationError, evaluate, gain_interval, pass_at_k, summarise
+from envs.trajectory import Ticket
+from orchestration.cluster import ROOT
+from orchestration.evaluation import LISTS_APART, PAYLOADS_KEPT, EvaluationError
+from orchestration.held_out import evaluate, sample, target_count
+from orchestration.judging import named_policies
+from orchestration.plans import Plan, plan_of
+from orchestration.policy import PolicyError
 from orchestration.tickets import held_out_tickets
 from tests.builders import parallel_group
-
-# --- the figures -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("samples", range(1, 7))
-def test_pass_at_k_is_the_share_of_draws_with_a_solved_one(samples: int) -> None:
-    for solved in range(samples + 1):
-        for k in range(1, samples + 1):
-            draws = list(combinations([True] * solved + [False] * (samples - solved), k))
-            assert pass_at_k(samples, solved, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-@pytest.mark.parametrize("k", [0, 5, -1])
-def test_pass_at_k_needs_k_samples(k: int) -> None:
-    with pytest.raises(ValueError, match=rf"pass@{k} needs at least {k} samples, there are 4"):
-        pass_at_k(4, 2, k)
-
-
-def test_the_gains_interval_by_hand() -> None:
-    """Gains 0.5, 0, 0.25, 0.25: mean 0.25, variance (0.0625 * 2) / 3, standard error sqrt(0.125 / 3 / 4) = 0.10206."""
-    low, high = gain_interval(numbered(0.0, 0.5, 0.25, 0.5), numbered(0.5, 0.5, 0.5, 0.75))
-    assert low == pytest.approx(0.25 - 1.96 * 0.102062, abs=1e-5)
-    assert high == pytest.approx(0.25 + 1.96 * 0.102062, abs=1e-5)
-
-
-def test_the_gains_interval_compares_the_same_episodes() -> None:
-    """Easy and hard episodes that all gain alike leave no doubt."""
-    assert gain_interval(numbered(0.0, 0.5, 0.875), numbered(0.125, 0.625, 1.0)) == (0.125, 0.125)
-
-
-def failed() -> Trajectory:
-    return Trajectory((), Verdict.FAILED, 0.0, cause="boom")
-
-
-def solved_by(*answers: str) -> list[Trajectory]:
-    """One trajectory an answer: solved, or wrong where the answer is empty."""
-    [template] = parallel_group(1.0).trajectories
-    return [replace(template, answer=a, verdict=Verdict.SOLVED if a else Verdict.WRONG) for a in answers]
-
-
-def episode(index: int, trajectories: Sequence[Trajectory]) -> Group:
-    return Group(Ticket(index, "scripted", 1), "parallel", tuple(trajectories), ())
-
-
-def numbered(*shares: float) -> dict[int, float]:
-    return dict(enumerate(shares))
-
-
-def test_a_summary_by_hand() -> None:
-    groups = [
-        episode(2, solved_by("", "", "", "")),
-        episode(0, solved_by("up", "up", "left", "")),
-        episode(1, solved_by("up", "", "", "")),
-    ]
-    evaluation = summarise(groups, [b"one", b"two"])
-    assert list(evaluation.by_episode.items()) == [
-        (0, 0.75),
-        (1, 0.25),
-        (2, 0.0),
-    ]  # in the order of tickets, to be compared with another time
-    assert evaluation.success == pytest.approx(1 / 3)
-    assert evaluation.pass_at_k == {4: pytest.approx(2 / 3)}
-    assert evaluation.distinct_solutions == pytest.approx((2 + 1 + 0) / 3)
-    assert evaluation.sampled_tokens == 3 * 4 * 2
-    assert evaluation.payloads == (b"one", b"two")
-
-
-def test_failed_episodes_are_left_out_of_the_shares() -> None:
-    """Two of three that could be judged are solved: not two of four. pass@k takes the episodes that are whole."""
-    groups = [episode(0, [*solved_by("up", "up", ""), failed()]), episode(1, solved_by("up", "", "", ""))]
-    evaluation = summarise(groups, [])
-    assert list(evaluation.by_episode.values()) == pytest.approx([2 / 3, 0.25])
-    assert evaluation.pass_at_k == {4: 1.0}
-
-
-def test_an_episode_that_always_failed_cannot_be_judged() -> None:
-    evaluation = summarise([episode(0, solved_by("up")), episode(1, [failed(), failed()])], [])
-    assert (evaluation.success, evaluation.unjudged, evaluation.cause) == (1.0, 1, "boom")
-    assert evaluation.by_episode == {0: 1.0}
-    with pytest.raises(EvaluationError, match="the environment failed in every held-out episode: boom"):
-        summarise([episode(1, [failed(), failed()])], [])
-
-
-def test_the_gain_is_of_episodes_judged_both_times() -> None:
-    assert gain_interval({0: 0.0, 1: 0.5, 2: 1.0}, {0: 0.5, 2: 1.0, 3: 0.0}) == gain_interval(
-        {0: 0, 2: 1}, {0: 0.5, 2: 1}
-    )
-
-
-# --- asking the actors -----------------------------------------------------------------------------------------------
 
 Answer = Callable[[Sequence[Ticket], int], list[bytes]]
 
 
 class Actor:
-    """`actor.sample_plain.remote(tickets, samples)`, as Ray has it."""
+    """`actor.sample_held_out.remote(tickets, samples, settings)`, as Ray has it."""
 
     def __init__(self, answer: Answer, delay_s: float = 0.0) -> None:
         self.asked: list[list[Ticket]] = []
-        self.sample_plain, self._answer, self._delay_s = self, answer, delay_s
+        self.by: list[SamplerSettings | None] = []
+        self.sample_held_out, self._answer, self._delay_s = self, answer, delay_s
 
-    async def remote(self, tickets: Sequence[Ticket], samples: int) -> list[bytes]:
+    async def remote(self, tickets: Sequence[Ticket], samples: int, by: SamplerSettings | None) -> list[bytes]:
         self.asked.append(list(tickets))
+        self.by.append(by)
         await asyncio.sleep(self._delay_s)
         return self._answer(tickets, samples)
 
@@ -129,8 +49,11 @@ def half(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
     return [encode_group(replace(parallel_group(*rewards[t.index % 2]), ticket=t)) for t in tickets]
 
 
-def configured(episodes: int, timeout_s: float = 10.0) -> RunConfig:
-    return RunConfig.model_validate({"eval": {"episodes": episodes, "samples": 4, "timeout_s": timeout_s}})
+def configured(episodes: int, timeout_s: float = 10.0, **groups: Any) -> RunConfig:
+    return RunConfig.model_validate({"eval": {"episodes": episodes, "samples": 4, "timeout_s": timeout_s}, **groups})
+
+
+# --- asking the actors -----------------------------------------------------------------------------------------------
 
 
 async def test_all_held_out_episodes_are_sampled_once_by_all_actors() -> None:
@@ -139,6 +62,7 @@ async def test_all_held_out_episodes_are_sampled_once_by_all_actors() -> None:
     asked = [ticket for actor in actors for chunk in actor.asked for ticket in chunk]
     assert sorted(asked, key=lambda t: t.index) == held_out_tickets(70, "frozen_lake")
     assert [[len(chunk) for chunk in actor.asked] for actor in actors] == [[16, 16, 6], [16, 16]]
+    assert {by for actor in actors for by in actor.by} == {None}
     assert tuple(evaluation.by_episode.values()) == (0.5, 1.0) * 35
     assert evaluation.success == 0.75
     assert len(evaluation.payloads) == PAYLOADS_KEPT < 70
@@ -151,9 +75,24 @@ async def test_an_actor_without_episodes_is_left_alone() -> None:
     assert len(evaluation.by_episode) == 3
 
 
-async def test_an_evaluation_that_takes_too_long_says_so() -> None:
+async def test_lists_of_an_episode_share_its_seed_and_no_number() -> None:
+    actor = Actor(half)
+    done: list[tuple[int, int]] = []
+    plan = Plan(4, 3, SequentialSettings(solutions=4))
+    payloads = await sample(configured(30), [actor], plan, lambda *told: done.append(told))
+    tickets = [ticket for chunk in actor.asked for ticket in chunk]
+    assert len(payloads) == len({t.index for t in tickets}) == 90
+    by_number = {t.index: t.seed for t in tickets}
+    for ticket in held_out_tickets(30, "frozen_lake"):
+        assert {by_number[ticket.index + i * LISTS_APART] for i in range(3)} == {ticket.seed}
+    assert done == [(64, 90), (90, 90)]
+    assert actor.by == [plan.settings, plan.settings]
+
+
+async def test_an_actor_that_takes_too_long_is_named() -> None:
     actors: list[Any] = [Actor(half), Actor(half, delay_s=5.0)]
-    with pytest.raises(EvaluationError, match=r"not evaluated within 0.05 s \(eval.timeout_s\)"):
+    says = r"rollout actor 1 did not sample 16 held-out episodes within 0.05 s \(eval.timeout_s\)"
+    with pytest.raises(EvaluationError, match=says):
         await evaluate(configured(40, timeout_s=0.05), actors)
 
 
@@ -164,3 +103,94 @@ async def test_what_fails_on_an_actor_is_not_hidden() -> None:
     actors: list[Any] = [Actor(half), Actor(broken)]
     with pytest.raises(RuntimeError, match="the engine stopped"):
         await evaluate(configured(40), actors)
+
+
+def test_common_targets_are_the_environments() -> None:
+    assert target_count(RunConfig().env) is None
+    settings = RunConfig.model_validate({"env": {"name": "path_exploration", "targets": 7}})
+    assert target_count(settings.env) == 7
+
+
+# --- how episodes are sampled ----------------------------------------------------------------------------------------
+
+
+def test_the_configs_settings_count_where_they_are_of_the_mode() -> None:
+    sesa = SesaSettings(sketches=4, expansions_per_sketch=2, sketch_tokens=9)
+    assert plan_of("plain", sesa, 64) == Plan(64)
+    assert plan_of("guided", sesa, 64) == Plan(8, 8, sesa)
+    assert plan_of("guided", DdeSettings(root=sesa), 64) == Plan(8, 8, sesa)
+    assert plan_of("guided", ParallelSettings(), 64) == Plan(8, 8, SesaSettings())
+    assert plan_of("sequential", ParallelSettings(), 64) == Plan(8, 8, SequentialSettings(duplicates="keep"))
+
+
+def test_lists_are_whole_and_at_least_one() -> None:
+    assert [plan_of("guided", SesaSettings(sketches=5), n).samples for n in (1, 7, 8, 64)] == [5, 5, 10, 65]
+    assert str(plan_of("guided", SesaSettings(sketches=5), 64)) == "13 lists of 5"
+
+
+def test_a_repeat_of_a_list_is_a_sample_not_tried_again() -> None:
+    resampling = SequentialSettings(solutions=3, duplicates="resample", history="text")
+    settings = plan_of("sequential", resampling, 6).settings
+    assert settings == SequentialSettings(solutions=3, duplicates="keep", history="text")
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+def model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("")
+    return folder
+
+
+def test_a_runs_folder_stands_for_the_policy_it_left(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model(run / "policy")
+    (run / "config.yaml").write_text("")
+    plain = model(tmp_path / "plain")
+    first, second, third = named_policies(RunConfig(), [str(run), str(plain), "Some/Model"])
+    assert (first.name, first.config.model.path) == (str(run), str(run / "policy"))
+    assert (second.name, second.config.model.path) == (str(plain), str(plain))
+    assert third.config.model.path == "Some/Model"
+
+
+def test_without_a_name_it_is_the_configs_policy() -> None:
+    [policy] = named_policies(RunConfig(), [])
+    assert (policy.name, policy.config) == ("warmed-up policy", RunConfig())
+
+
+def test_what_is_no_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"^--policy no/such/one: no/such/one is not a folder, nor a hub id"):
+        named_policies(RunConfig(), ["no/such/one"])
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(PolicyError, match=r"the run has left no policy/ yet"):
+        named_policies(RunConfig(), [str(tmp_path)])
+    with pytest.raises(PolicyError, match=r"^--policy a/b is given twice"):
+        named_policies(RunConfig(), ["a/b", "a/b"])
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rollout.actrs=3"], "did you mean 'rollout.actors'?"),
+        (["--samples", "0"], "--samples 0: at least one sample is needed"),
+        (["--policy", "no/such/policy"], "--policy no/such/policy: no/such/policy is not a folder, nor a hub id"),
+        (["--policy", "a/b", "eval.episods=3"], "did you mean 'eval.episodes'?"),
+        (["--output", "configs"], "--output configs is a folder: name a file"),
+        (["--output", "README.md/x.json"], "--output README.md/x.json: README.md cannot be made"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestration.evaluate", "--config", "configs/quickstart.yaml", f"run.root={tmp_path}",
+         *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert says in line

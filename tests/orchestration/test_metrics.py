@@ -36,6 +36,8 @@ def metrics(update: int = 1, **changes: Any) -> UpdateMetrics:
         trajectories=128,
         tokens_trained=2000,
         generated_tokens=5000 * update,
+        branch_tokens=500 * update,
+        env_steps=300 * update,
         rollout_tokens_per_s=2500.0,
         learner_tokens_per_s=9000.0,
         policy_lag_mean=0.5,
@@ -51,7 +53,17 @@ def metrics(update: int = 1, **changes: Any) -> UpdateMetrics:
         distinct_sketches_share=0.9,
         distinct_answers_mean=2.5,
         distinct_solutions_mean=1.5,
+        duplicate_answers=3,
+        coverage=0.5,
         zero_advantage_share=0.2,
+        pivots=8,
+        pivots_recovered_share=0.25,
+        pivot_gain_mean=0.1,
+        pivot_depth_mean=0.4,
+        recovered_depth_0_25=0.5,
+        recovered_depth_25_50=0.25,
+        recovered_depth_50_75=None,
+        recovered_depth_75_100=0.0,
         weight_sync_s=0.05,
         sync_pause_s=0.01,
         sync_gather_s=0.01,
@@ -76,9 +88,14 @@ SUMMARY = Summary(
     pass_at_k_after={"8": 0.9},
     distinct_solutions_before=1.5,
     distinct_solutions_after=2.5,
+    answer_entropy_before=0.6,
+    answer_entropy_after=0.9,
+    coverage_before=0.7,
+    coverage_after=0.9,
     tickets={"issued": 10, "trained": 6, "filtered": 1, "stale": 1, "failed": 1, "cancelled": 1},
     ledger_balanced=True,
     generated_tokens=500_000,
+    env_steps=30_000,
     rollout_tokens_per_s=2500.0,
     learner_tokens_per_s=9000.0,
     weight_sync_s_mean=0.05,
@@ -87,6 +104,8 @@ SUMMARY = Summary(
     logprob_abs_diff_mean=1e-6,
     logprob_abs_diff_max=None,
     policy_lag_max=1,
+    zero_advantage_share_mean=0.3,
+    duplicate_sketches_share=None,
     wall_s=200.0,
 )
 
@@ -156,10 +175,11 @@ def test_the_summary_holds_the_keys_of_the_contract(tmp_path: Path) -> None:
     write_summary(path, SUMMARY)
     read = json.loads(path.read_text())
     keys = """env sampler seed updates success_before success_after success_gain_ci95 pass_at_k_before pass_at_k_after
-        distinct_solutions_before distinct_solutions_after tickets ledger_balanced generated_tokens
-        rollout_tokens_per_s learner_tokens_per_s
+        distinct_solutions_before distinct_solutions_after answer_entropy_before answer_entropy_after
+        coverage_before coverage_after tickets ledger_balanced generated_tokens env_steps rollout_tokens_per_s
+        learner_tokens_per_s
         weight_sync_s_mean learner_idle_fraction actor_idle_fraction logprob_abs_diff_mean logprob_abs_diff_max
-        policy_lag_max wall_s"""
+        policy_lag_max zero_advantage_share_mean duplicate_sketches_share wall_s"""
     assert list(read) == keys.split()
     assert read["success_gain_ci95"] == [0.25, 0.35]
     assert read["pass_at_k_after"] == {"8": 0.9}

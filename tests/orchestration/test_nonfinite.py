@@ -86,7 +86,7 @@ async def test_the_loop_counts_the_tickets_as_filtered_and_goes_on_until_the_lim
     books: Any = Books()
     learners: Any = Learners()
     guard = NonfiniteGuard(tmp_path / "nonfinite", limit=2)
-    driver = Driver(RunConfig(), books, books, None, learners, books, guard)
+    driver = Driver(RunConfig(), books, books, None, learners, books, guard, books)
     payloads: Any = asyncio.get_running_loop().create_future()
     payloads.set_result(GROUPS)
     taken = Taken((), ())

@@ -34,7 +34,7 @@ def stack(small_policy: Path) -> Iterator[Stack]:
 
 def test_same_ticket_gives_the_same_tokens_on_every_actor(stack: Stack) -> None:
     async def both() -> list[list[bytes]]:
-        calls = [actor.sample_plain.remote(held_out_tickets(4, "frozen_lake"), 2) for actor in stack.actors]
+        calls = [actor.sample_held_out.remote(held_out_tickets(4, "frozen_lake"), 2, None) for actor in stack.actors]
         return [await call for call in calls]
 
     first, second = ([decode_group(data) for data in part] for part in stack.run(both))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +17,13 @@ import pytest
 from configs.load import to_yaml
 from configs.schema import RunConfig
 from orchestration.charts import WIDTH, Chart, moving_average, short, ticks
-from orchestration.metrics import MetricsLog, write_summary
+from orchestration.metrics import MetricsLog, metric_problem, write_summary
 from orchestration.report import write_report
+from orchestration.report_curves import CARDS, STYLE, curves
 from tests.orchestration.test_metrics import SUMMARY, metrics
 
 MakeRun = Callable[..., Path]
-VOID = {"meta", "br", "path", "circle"}
+VOID = {"meta", "br", "path", "circle", "input"}
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_the_page_tells_of_the_run(make_run: MakeRun) -> None:
         "groups_per_update: 16",
     ):
         assert text in page.text
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 2 * len(CARDS)
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html", "summary.json"]
 
 
@@ -123,9 +126,63 @@ def test_missing_values_are_dashes(make_run: MakeRun) -> None:
         ledger_balanced=False,
     )
     page = Page(write_report(folder).read_text(encoding="utf-8"))
-    assert page.text.count("no values") == 7
+    assert page.text.count("no values") == 2 * sum(not card.optional for card in CARDS)
     assert "points" not in page.text
     assert "The ledger does not balance." in page.text
+
+
+def test_each_curve_is_drawn_against_updates_and_against_sampled_tokens() -> None:
+    lines = [{"update": update, "generated_tokens": tokens, "success": 0.5} for update, tokens in [(1, 100), (2, 900)]]
+    html = curves(lines)
+    charts = re.findall(r'<div class="by-(\w+)"><svg[^>]*aria-label="([^"]*)"', html)
+    assert charts[2:4] == [
+        ("updates", "Success while training, against updates"),
+        ("tokens", "Success while training, against sampled tokens"),
+    ]
+    assert [name for name, _ in charts[::2]] == ["updates"] * (len(charts) // 2)
+    by_updates, by_tokens = re.findall(r"<title>Success while training.*?</svg>", html)
+    assert "800</text>" not in by_updates
+    assert "800</text>" in by_tokens  # the axis goes from 100 to 900
+    assert html.count(" checked>") == 1
+
+
+def test_the_axis_is_chosen_without_a_script() -> None:
+    """The buttons come before the charts and beside them, as the style's `~` asks for."""
+    html = curves([])
+    for name in ("updates", "tokens"):
+        assert f'id="axis-{name}"' in html
+        assert f'for="axis-{name}"' in html
+    assert html.index("axis-tokens") < html.index('<div class="charts">')
+    assert ".by-tokens, #axis-tokens:checked ~ .charts .by-updates { display: none; }" in STYLE
+    assert "#axis-tokens:checked ~ .charts .by-tokens { display: block; }" in STYLE
+
+
+def test_only_runs_with_sketches_or_pivots_have_curves_of_them(make_run: MakeRun) -> None:
+    one = {"update": 1, "generated_tokens": 5}
+    assert "Pivots" not in curves([one])
+    assert "Different sketches" not in curves([{**one, "distinct_sketches_share": None}])
+    assert "Different sketches" in curves([one, {**one, "update": 2, "distinct_sketches_share": 0.0}])
+    with_pivots = curves([{**one, "recovered_depth_75_100": 0.25}])
+    assert "Recovered by quarter of depth" in with_pivots
+    assert ">IV 0.25<" in with_pivots
+    assert ">II –<" in with_pivots
+
+
+def test_evaluations_while_training_are_curves_too(make_run: MakeRun) -> None:
+    folder = make_run(updates=2)
+    line = {"success": 0.25, "coverage": 0.5, "answer_entropy": 1.5}
+    lines = [json.dumps({"update": update, "generated_tokens": 50 * update, **line}) + "\n" for update in range(3)]
+    for there, cards in [([], 0), (lines[:2], 0), (lines, 3)]:  # before and after alone are no curve
+        (folder / "evaluations.jsonl").write_text("".join(there))
+        html = write_report(folder).read_text(encoding="utf-8")
+        assert Page(html).tags.count("svg") == 2 * (len(CARDS) + cards)
+        assert html.count("<h3>Answer entropy on held-out seeds, nats") == bool(cards)
+
+
+def test_the_curves_are_of_metrics_there_are() -> None:
+    assert [metric_problem(metric) for card in CARDS for _, metric in card.series if metric_problem(metric)] == []
+    assert max(len(card.series) for card in CARDS) == 4  # as many colours as the style has
+    assert all(f"line-{i}" in STYLE and f".key-{i}" in STYLE for i in range(4))
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "summary.json"])

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -14,7 +15,7 @@ import pytest
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
 from envs.trajectory import Ticket
-from orchestration.checkpoints import CheckpointError
+from orchestration.checkpoints import CheckpointError, read_state
 from orchestration.cluster import ROOT
 from orchestration.ledger import Ledger, State
 from orchestration.resume import ResumeError, check_policy, different, resume_point, roll_back
@@ -33,6 +34,7 @@ async def left(tmp_path: Path) -> Path:
     run.ledger.issue(Ticket(3, "frozen_lake", 1), 2)
     with run.folder.metrics.open("a") as file:
         file.write('{"update":3}\n{"upd')
+    run.folder.evaluations.write_text('{"update":0}\n{"update":2}\n{"update":3}\n')
     (run.folder.samples / "update-000003.msgpack").write_text("x")
     run.folder.nonfinite.mkdir()
     (run.folder.nonfinite / "update-000003.msgpack").write_text("x")
@@ -154,6 +156,18 @@ def test_a_finished_run_wants_more_updates(left: Path) -> None:
     resume_point(left, ["run.updates=3"], None).folder.release()
 
 
+def test_a_run_whose_tokens_are_spent_wants_more_of_them(left: Path) -> None:
+    checkpoint = left / "checkpoints" / "step-000002"
+    state = read_state(checkpoint)
+    spent = replace(state.recorder, totals=replace(state.recorder.totals, sampled_tokens=500))
+    (checkpoint / "run.json").write_text(state.model_copy(update={"recorder": spent}).model_dump_json())
+    resume_point(left, ["run.max_tokens=500"], None).folder.release()  # its end is missing
+    (left / "summary.json").write_text("{}")
+    says = "is finished: 500 tokens of run.max_tokens=500; go on with run.max_tokens=1000 or so"
+    assert says in refused(left, "run.max_tokens=500")
+    resume_point(left, ["run.max_tokens=501"], None).folder.release()
+
+
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text(to_yaml(RunConfig()))
@@ -210,6 +224,7 @@ def test_what_came_after_the_checkpoint_never_happened(left: Path) -> None:
         roll_back(point)
         assert rows(left / "ledger.sqlite") == [(1, "queued"), (2, "queued"), (101, "in_flight"), (102, "in_flight")]
         assert (left / "metrics.jsonl").read_text() == '{"update":1}\n{"update":2}\n'
+        assert (left / "evaluations.jsonl").read_text() == '{"update": 0}\n{"update": 2}\n'
         assert list((left / "samples").iterdir()) == []
         assert list((left / "nonfinite").iterdir()) == []
         assert sorted(p.name for p in (left / "checkpoints").iterdir()) == ["latest", "step-000001", "step-000002"]

@@ -43,6 +43,7 @@ def sesa_run(small_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "--config", QUICKSTART, *SMALL, f"run.root={root}", "run.name=sesa", "run.updates=3", "sampler.name=sesa",
         "sampler.sketches=4", "sampler.train_on=both", f"model.path={small_policy}",
         "queue.max_policy_lag=1", "observe.sample_every=1", "checkpoint.every=2", "checkpoint.keep=1",
+        "eval.every=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "update 3/3" in done.stdout
@@ -56,7 +57,8 @@ class TestWholeRun:
         summary = json.loads((sesa_run / "summary.json").read_text())
         assert set(summary) >= CONTRACT
         assert (summary["env"], summary["sampler"], summary["updates"]) == ("frozen_lake", "sesa", 3)
-        assert set(summary["pass_at_k_after"]) == {"4"}
+        assert list(summary["pass_at_k_after"]) == ["1", "2", "4"]
+        assert summary["pass_at_k_after"]["1"] == pytest.approx(summary["success_after"])
         assert summary["policy_lag_max"] == 1
         assert summary["logprob_abs_diff_mean"] <= 1e-5
         assert summary["logprob_abs_diff_max"] <= 1e-3
@@ -74,6 +76,14 @@ class TestWholeRun:
         lines = [json.loads(line) for line in (sesa_run / "metrics.jsonl").read_text().splitlines()]
         assert [line["update"] for line in lines] == [1, 2, 3]
         assert all(line["tokens_trained"] > 0 and line["grad_norm"] > 0 for line in lines)
+
+    def test_evaluations_are_of_the_start_every_few_updates_and_the_end(self, sesa_run: Path) -> None:
+        lines = [json.loads(line) for line in (sesa_run / "evaluations.jsonl").read_text().splitlines()]
+        trained = [json.loads(line) for line in (sesa_run / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((sesa_run / "summary.json").read_text())
+        assert [line["update"] for line in lines] == [0, 2, 3]
+        assert [lines[0]["success"], lines[2]["success"]] == [summary["success_before"], summary["success_after"]]
+        assert [line["generated_tokens"] for line in lines] == [0, *(trained[i]["generated_tokens"] for i in (1, 2))]
 
     def test_samples_can_be_read(self, sesa_run: Path) -> None:
         groups = [decode_group(path.read_bytes()) for path in sorted((sesa_run / "samples").glob("*.msgpack"))]

@@ -19,7 +19,7 @@ def test_actors_take_the_learners_weights_whatever_they_loaded(tied_policies: tu
     with started(settings, *tied_policies) as stack:
 
         async def score() -> Any:
-            messages = await stack.actors[0].sample_plain.remote(held_out_tickets(8, "frozen_lake"), 4)
+            messages = await stack.actors[0].sample_held_out.remote(held_out_tickets(8, "frozen_lake"), 4, None)
             return await stack.learners.score(messages)
 
         assert_engine_and_learner_agree(stack.run(score))

@@ -27,7 +27,7 @@ def stack(fused_policies: tuple[Path, Path]) -> Iterator[Stack]:
 
 
 async def plain_groups(actor: Any) -> list[bytes]:
-    messages: list[bytes] = await actor.sample_plain.remote(held_out_tickets(8, "frozen_lake"), 2)
+    messages: list[bytes] = await actor.sample_held_out.remote(held_out_tickets(8, "frozen_lake"), 2, None)
     return messages
 
 

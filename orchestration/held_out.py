@@ -1,0 +1,79 @@
+"""Asks the actors for samples of the held-out episodes: the same episodes for every policy, method and run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from configs.environments import EnvSettings
+from configs.schema import RunConfig
+from envs.codec import decode_group
+from envs.registry import make_env
+from envs.trajectory import Ticket
+from orchestration.evaluation import LISTS_APART, Evaluation, EvaluationError, summarise
+from orchestration.plans import Plan
+from orchestration.tickets import held_out_tickets
+
+TICKETS_PER_CALL = 16
+# Lists are sampled one answer after another: it takes more of them to keep an engine busy.
+LISTS_PER_CALL = 64
+
+
+async def evaluate(config: RunConfig, actors: Sequence[Any]) -> Evaluation:
+    """All held-out episodes under the plain prompt, whatever the sampler. Raises EvaluationError."""
+    payloads = await sample(config, actors, Plan(config.eval.samples))
+    return summarise((decode_group(data) for data in payloads), payloads, target_count(config.env))
+
+
+async def sample(
+    config: RunConfig, actors: Sequence[Any], plan: Plan, told: Callable[[int, int], None] = lambda *_: None
+) -> list[bytes]:
+    """Encoded groups of all held-out episodes, sampled on all actors; told: of groups done, out of how many.
+
+    Raises EvaluationError naming the actor that takes longer than eval.timeout_s for an answer.
+    """
+    tickets = list_tickets(config, plan.lists)
+    size = TICKETS_PER_CALL if plan.settings is None else LISTS_PER_CALL
+    chunks = [tickets[i : i + size] for i in range(0, len(tickets), size)]
+    done: list[list[bytes]] = [[] for _ in actors]
+
+    async def lane(number: int) -> None:
+        for chunk in chunks[number :: len(actors)]:
+            done[number] += await _answer(config, number, actors[number], chunk, plan)
+            told(sum(map(len, done)), len(tickets))
+
+    lanes = [asyncio.create_task(lane(i)) for i in range(len(actors))]
+    try:
+        await asyncio.gather(*lanes)
+    finally:
+        for task in lanes:
+            task.cancel()
+    return [data for one in done for data in one]
+
+
+def list_tickets(config: RunConfig, lists: int) -> list[Ticket]:
+    """One ticket a list: all lists of an episode have its seed, and numbers, so samples, of their own."""
+    tickets = held_out_tickets(config.eval.episodes, config.env.name)
+    return [replace(t, index=t.index + number * LISTS_APART) for number in range(lists) for t in tickets]
+
+
+@cache
+def target_count(settings: EnvSettings) -> int | None:
+    """The environment's. Kept: some environments read files when they are made."""
+    return make_env(settings).target_count
+
+
+async def _answer(config: RunConfig, number: int, actor: Any, chunk: Sequence[Ticket], plan: Plan) -> list[bytes]:
+    limit_s = config.eval.timeout_s
+    try:
+        async with asyncio.timeout(limit_s):
+            payloads: list[bytes] = await actor.sample_held_out.remote(chunk, plan.length, plan.settings)
+            return payloads
+    except TimeoutError:
+        raise EvaluationError(
+            f"rollout actor {number} did not sample {len(chunk)} held-out episodes within {limit_s:g} s "
+            "(eval.timeout_s)"
+        ) from None

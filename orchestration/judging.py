@@ -1,0 +1,113 @@
+"""Policies, one after another, on the held-out episodes: rollout actors and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console as Terminal
+
+from actors.rollout_actor import RolloutActor
+from configs.schema import RunConfig
+from envs.codec import decode_group
+from orchestration import cluster
+from orchestration.evaluation import held_out
+from orchestration.held_out import sample, target_count
+from orchestration.judgement import Judgement, judge
+from orchestration.plans import Plan
+from orchestration.policy import PolicyError, ensure_policy, policy_digest
+from orchestration.session import actors_ready, joined_cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """name: as it was given. config: the run's, with this policy as its model."""
+
+    name: str
+    config: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPolicy:
+    """digest: of the policy's files. seconds: of sampling and judging, without the engines' start."""
+
+    policy: str
+    digest: str
+    seconds: float
+    judgement: Judgement
+
+
+def named_policies(config: RunConfig, paths: Sequence[str]) -> list[Policy]:
+    """The policies at these paths, or the config's own. A run's folder stands for the policy it left.
+
+    Raises PolicyError, naming the path, for what is no policy.
+    """
+    if not paths:
+        return [Policy(config.model.path or "warmed-up policy", config)]
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise PolicyError(f"--policy {twice[0]} is given twice")
+    policies = [Policy(path, _with_policy(config, _left_by_run(path))) for path in paths]
+    for policy in policies:
+        try:
+            ensure_policy(policy.config, print)
+        except PolicyError as error:
+            raise PolicyError(f"--policy {policy.name}: {str(error).removeprefix('model.path: ')}") from None
+    return policies
+
+
+def judge_policies(config: RunConfig, policies: Sequence[Policy], plan: Plan) -> list[JudgedPolicy]:
+    """Every policy on the same episodes. Raises what a run raises (`session.START_ERRORS`, `RUN_ERRORS`)."""
+    terminal = Terminal(highlight=False, soft_wrap=True)
+    actors_only = [cluster.actor_role(config)]
+
+    def say(text: str) -> None:
+        terminal.print(text, markup=False)
+
+    with joined_cluster(config, say, actors_only) as group:
+        return [_judge(policy, plan, group, terminal, say) for policy in policies]
+
+
+def _judge(
+    policy: Policy, plan: Plan, group: cluster.PlacementGroup, terminal: Terminal, say: Callable[[str], None]
+) -> JudgedPolicy:
+    folder, role = ensure_policy(policy.config, say), cluster.actor_role(policy.config)
+    say(f"judging {policy.name}: {policy.config.eval.episodes} held-out episodes, {plan} of each")
+    actors = cluster.spawn(
+        RolloutActor, role, 0, group, cluster.engine_env(policy.config),
+        [(policy.config, str(folder), i, None) for i in range(role.count)],
+    )  # fmt: skip
+
+    async def sampled() -> tuple[list[bytes], float]:
+        await actors_ready(policy.config, actors)
+        began = time.monotonic()
+        with terminal.status("") as status:
+            payloads = await sample(
+                policy.config, actors, plan,
+                lambda done, of: status.update(f"{policy.name}: {done} of {of} groups sampled"),
+            )  # fmt: skip
+        return payloads, began
+
+    try:
+        payloads, began = asyncio.run(sampled())
+    finally:
+        cluster.end(actors)
+    length = None if plan.settings is None else plan.length
+    figures = judge(held_out(decode_group(data) for data in payloads), length, target_count(policy.config.env))
+    return JudgedPolicy(policy.name, policy_digest(folder), time.monotonic() - began, figures)
+
+
+def _left_by_run(path: str) -> str:
+    folder = Path(path).expanduser()
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").exists():
+        if not (folder / "policy").is_dir():
+            raise PolicyError(f"--policy {path}: the run has left no policy/ yet")
+        return str(folder / "policy")
+    return path
+
+
+def _with_policy(config: RunConfig, path: str) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})

@@ -1,0 +1,148 @@
+"""Lines of metrics.jsonl: what was sampled since the update before, and what was spent until then, resumed or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.engine import EngineClock
+from actors.receipt import Receipt
+from configs.schema import RunConfig, RunSettings
+from envs.codec import Header
+from envs.trajectory import GroupStats, PivotTrial
+from learner.sync_times import SyncTimes
+from learner.update_sums import UpdateSums
+from orchestration.console import Console
+from orchestration.evaluation import Evaluation
+from orchestration.ledger import Ledger
+from orchestration.recorder import Recorder
+from orchestration.replay_queue import Depth, Taken
+from orchestration.run_folder import RunFolder
+from orchestration.sampled import Sampled
+from orchestration.totals import RecorderState
+from tests.builders import TICKET
+
+TAKEN = Taken((Header(0, 0, 0, 100, 8, 8, True),), ())
+SUMS = UpdateSums(tokens=10, forward_tokens=20, entropy=7.0, seconds=0.5, steps=1)
+TRIALS = (PivotTrial(0, 3, 0.3, (0.3,), 8, 2, 0.25), PivotTrial(1, 3, 0.9, (0.9,), 8, 0, 0.0))
+RECEIPTS = (
+    Receipt(
+        TICKET, "queued", has_signal=True, solutions=4, solved=1, reward_sum=1.0, distinct_answers=3,
+        distinct_solutions=1, stats=GroupStats(sketches=4, duplicate_sketches=1, resampled_sketches=1, env_steps=30),
+        pivots=TRIALS, covered=True, branch_tokens=60,
+    ),
+    Receipt(TICKET, "filtered", solutions=4, stats=GroupStats(duplicate_answers=2, env_steps=12)),
+    Receipt(TICKET, "failed", stats=GroupStats(env_steps=5)),
+)  # fmt: skip
+
+
+class Answering:
+    """`handle.method.remote()` of one method, as Ray has it."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    def __getattr__(self, method: str) -> Any:
+        async def remote() -> Any:
+            return self.answers[method]
+
+        return SimpleNamespace(remote=remote)
+
+
+class Books:
+    """A recorder between stand-ins; `sampled`: what it will find at the next update."""
+
+    def __init__(self, folder: RunFolder, state: RecorderState | None = None) -> None:
+        self.sampled, self.folder = Sampled(), folder
+        self.ledger = Ledger(folder.ledger)
+        self.actor = Answering(clock=EngineClock(0.0, 0.0, 0.0, 0))
+        config = RunConfig()
+        dispatcher: Any = SimpleNamespace(take_sampled=self._take, ledger=self.ledger, version=1)
+        processes: Any = SimpleNamespace(actors=[self.actor], replay=Answering(depth=Depth(0, 0, 0)))
+        learners: Any = None
+        console = Console(config, 0.0, StringIO())
+        self.recorder = Recorder(config, folder, console, processes, learners, dispatcher, 0.0, state)
+
+    async def update(self, number: int, *receipts: Receipt, tokens: int = 0) -> dict[str, Any]:
+        """The line of an update before which these receipts came and `tokens` were sampled in all."""
+        self.sampled = Sampled()
+        for receipt in receipts:
+            self.sampled.add(receipt)
+        self.actor.answers["clock"] = EngineClock(float(number), 0.5 * number, 0.0, tokens)
+        payloads: Any = None
+        await self.recorder.record(number, TAKEN, SUMS, SyncTimes(), payloads)
+        line: dict[str, Any] = json.loads(self.folder.metrics.read_text().splitlines()[-1])
+        return line
+
+    def _take(self) -> Sampled:
+        return self.sampled
+
+    def close(self) -> None:
+        self.recorder.__exit__()
+        self.ledger.close()
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    books = Books(RunFolder.reserve(RunSettings(root=str(tmp_path), name="run"), "x"))
+    yield books
+    books.close()
+
+
+def of(line: dict[str, Any], *names: str) -> list[Any]:
+    return [line[name] for name in names]
+
+
+async def test_a_line_tells_of_exploration(books: Books) -> None:
+    await books.recorder.begin()
+    line = await books.update(1, *RECEIPTS, tokens=500)
+    assert of(line, "success", "reward_mean", "zero_advantage_share", "coverage") == [1 / 8, 1 / 8, 0.5, 0.5]
+    assert of(line, "distinct_answers_mean", "distinct_solutions_mean", "duplicate_answers") == [1.5, 0.5, 2]
+    assert of(line, "duplicate_sketches", "distinct_sketches_share") == [1, 0.8]
+    assert of(line, "pivots", "pivots_recovered_share", "pivot_gain_mean", "pivot_depth_mean") == [2, 0.5, 0.125, 0.6]
+    by_depth = [name for name in line if name.startswith("recovered_depth")]
+    assert of(line, *by_depth) == [None, 1.0, None, 0.0]
+    assert of(line, "generated_tokens", "branch_tokens", "env_steps") == [500, 60, 47]
+
+
+async def test_what_was_spent_adds_up_and_all_else_begins_anew(books: Books) -> None:
+    await books.recorder.begin()
+    await books.update(1, *RECEIPTS, tokens=500)
+    line = await books.update(2, RECEIPTS[0], tokens=700)
+    assert of(line, "generated_tokens", "branch_tokens", "env_steps") == [700, 120, 77]
+    assert of(line, "pivots", "coverage", "duplicate_answers") == [2, 1.0, 0]
+
+
+async def test_where_nothing_was_sampled_there_is_no_number(books: Books) -> None:
+    await books.recorder.begin()
+    line = await books.update(1)
+    assert of(line, "coverage", "zero_advantage_share", "success", "pivots_recovered_share") == [None] * 4
+    assert of(line, "pivots", "branch_tokens", "env_steps") == [0, 0, 0]
+
+
+async def test_sums_go_on_after_a_resume(books: Books) -> None:
+    await books.recorder.begin()
+    await books.update(1, *RECEIPTS, tokens=500)
+    again = Books(books.folder, books.recorder.state())
+    await again.recorder.begin()
+    line = await again.update(2, *RECEIPTS, tokens=100)
+    assert of(line, "generated_tokens", "branch_tokens", "env_steps") == [600, 120, 94]
+    again.close()
+
+
+async def test_the_summary_is_of_all_groups(books: Books) -> None:
+    await books.recorder.begin()
+    await books.update(1, *RECEIPTS, tokens=500)
+    await books.update(2, RECEIPTS[1], tokens=600)
+    judged = Evaluation(0.5, {1: 0.25, 2: 0.75}, {1: 0.5}, 1.0, 0.5, 1.0, 10, 10)
+    summary = books.recorder.write_summary(judged, judged)
+    assert summary.env_steps == 47 + 12
+    assert summary.zero_advantage_share_mean == 2 / 3
+    assert summary.duplicate_sketches_share == 1 / 5
+    assert json.loads(books.folder.summary.read_text())["env_steps"] == 59
