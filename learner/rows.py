@@ -75,29 +75,34 @@ def credit_advantages(groups: Sequence[Group], config: RunConfig) -> dict[Place,
 
 def _reward(groups: Sequence[Group], place: Place, config: RunConfig) -> float:
     credit, segments = _credited(groups, place)
-    longest = max((len(s.token_ids) for s in segments), default=0)
+    longest = length = 0
+    for number, segment in enumerate(segments):
+        # An answer that was cut at a pivot, or between candidates, is several segments in a row.
+        length = length + len(segment.token_ids) if segment.sampled else 0
+        longest = max(longest, length if number >= credit.first else 0)
     return credit.reward - overlong_penalty(longest, config.rollout.tokens_per_turn, config.grpo.overlong)
 
 
 def _trained(groups: Sequence[Group], place: Place, config: RunConfig) -> bool:
     """Whether a credit's tokens are trained: not without weight, nor where an answer was cut and those are masked."""
     credit, segments = _credited(groups, place)
-    return credit.weight != 0 and not (config.grpo.overlong.mask_truncated and not all(s.ended for s in segments))
+    cut = not all(s.ended for s in segments[credit.first :])
+    return credit.weight != 0 and not (config.grpo.overlong.mask_truncated and cut)
 
 
 def _credit_lengths(groups: Sequence[Group], trained: dict[Place, bool]) -> Iterator[tuple[Stream, int]]:
     """(stream, trained tokens) of each trained credit."""
     for place in (place for place, is_trained in trained.items() if is_trained):
         credit, segments = _credited(groups, place)
-        yield credit.stream, sum(len(s.token_ids) for s in segments)
+        yield credit.stream, sum(len(s.token_ids) for s in segments[credit.first :] if s.sampled)
 
 
-def _credited(groups: Sequence[Group], place: Place) -> tuple[Credit, list[Segment]]:
+def _credited(groups: Sequence[Group], place: Place) -> tuple[Credit, tuple[Segment, ...]]:
+    """A credit and its trajectory up to the last segment it is for."""
     g, r, c = place
     row = groups[g].rows[r]
     credit = row.credits[c]
-    segments = groups[g].trajectories[row.trajectory].segments[credit.first : credit.last]
-    return credit, [s for s in segments if s.sampled]
+    return credit, groups[g].trajectories[row.trajectory].segments[: credit.last]
 
 
 def _numbered_rows(groups: Sequence[Group]) -> Iterator[tuple[int, int, Group, Row]]:

@@ -20,6 +20,7 @@ from configs.load import to_yaml
 from configs.schema import RunConfig
 from learner.rank import LearnerRank
 from orchestration import cluster
+from orchestration.budget import is_spent
 from orchestration.checkpoints import LEARNER, CheckpointError, Checkpoints, export_policy
 from orchestration.cluster import ClusterError
 from orchestration.console import Console
@@ -152,7 +153,8 @@ async def _run(
                 await dispatcher.stop()
             if dispatcher.version < config.run.updates:
                 tokens = recorder.totals.sampled_tokens
-                console.say(f"run.max_tokens reached: {tokens:,} tokens generated in {dispatcher.version} updates")
+                cause = "run.max_tokens" if is_spent(config.run, tokens) else "run.stop"
+                console.say(f"{cause} reached: {tokens:,} tokens generated in {dispatcher.version} updates")
             await export_policy(folder, learners)
             after = await evaluate(config, processes.actors)
             evaluations.write(dispatcher.version, after)

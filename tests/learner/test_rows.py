@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import RunConfig
-from envs.trajectory import Credit, Group, Role, Row, Stream, Trajectory, Verdict
+from envs.trajectory import Credit, Group, Role, Row, Segment, Stream, Trajectory, Verdict
 from learner.rows import TrainingRow, training_rows
 from tests.builders import TICKET, answer, ints, observation, parallel_group, prompt, solution
 
@@ -258,3 +258,29 @@ def test_answers_near_the_limit_lose_reward_before_they_are_compared() -> None:
     )
     rows = training_rows([parallel_group(1.0, 1.0, tokens=[8, 6])], config)
     assert [row.advantages[0] for row in rows] == pytest.approx([-0.15, 0.15])
+
+
+def test_the_parts_of_an_answer_cut_at_a_pivot_are_one_answer() -> None:
+    """Limit 10, buffer 4: parts of 5 and 3 tokens are 8, half way in; a branch of 3 tokens goes on from the same 5."""
+    config = RunConfig.model_validate(
+        {
+            "grpo": {"normalize_std": False, "overlong": {"buffer_tokens": 4, "penalty": 0.6}},
+            "rollout": {"tokens_per_turn": 10},
+        }
+    )
+    whole = solution(1.0, tokens=8)
+    context, answered = whole.segments
+    halves = [
+        Segment(Role.ANSWER, answered.token_ids[a:b], answered.behaviour_logprobs[a:b], answered.policy_versions[a:b])
+        for a, b in ((0, 5), (5, 8))
+    ]
+    cut = replace(whole, segments=(context, *halves))
+    rows = [
+        Row(0, 1, (Credit(1, 3, Stream.SOLUTION, "all", 1.0),)),
+        Row(1, 1, (credit(1, 2, 1.0),)),
+        Row(0, 2, (Credit(2, 3, Stream.BRANCH, "branch", 1.0),)),
+        Row(1, 1, (Credit(1, 2, Stream.BRANCH, "branch", 1.0),)),
+    ]
+    group = one_group(cut, solution(1.0, tokens=6), rows=rows)
+    trained = training_rows([group], config)
+    assert [row.advantages[0] for row in trained] == pytest.approx([-0.15, 0.15, -0.15, 0.15])

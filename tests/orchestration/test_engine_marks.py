@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from actors.engine import EngineClock
+from configs.schema import RunSettings
 from orchestration.engine_marks import evaluation_share, moved_on, tokens_between
+from orchestration.evaluation import Evaluation
+from orchestration.run_folder import RunFolder
+from tests.orchestration.small_run import BEFORE as EVALUATED
+from tests.orchestration.test_recorder import Books
 
 MARKS = [EngineClock(10.0, 6.0, 1.0, 100), EngineClock(11.0, 7.0, 1.0, 200)]
 BEFORE = [EngineClock(12.0, 7.0, 1.0, 150), EngineClock(13.0, 8.0, 1.0, 250)]
@@ -33,3 +41,23 @@ def test_without_tickets_in_flight_the_evaluation_never_was() -> None:
 def test_a_share_of_the_time_stays_with_the_tickets_in_flight() -> None:
     first, _ = moved_on(MARKS, BEFORE, AFTER, 0.75)
     assert [first.up_s, first.busy_s] == pytest.approx([17.5, 12.75])
+
+
+async def test_an_evaluation_is_no_training(tmp_path: Path) -> None:
+    """It takes 8 s and 800 tokens, 600 of them its own: 6 s and 600 tokens are left out of what follows."""
+    books = Books(RunFolder.reserve(RunSettings(root=str(tmp_path), name="run"), "x"))
+
+    async def evaluating() -> Evaluation:
+        books.actor.answers["clock"] = EngineClock(9.0, 4.5, 0.0, 1300)
+        return replace(EVALUATED, sampled_tokens=600)
+
+    await books.recorder.begin()
+    await books.update(1, tokens=500)  # up 1 s, busy 0.5 s
+    assert (await books.recorder.beside_training(evaluating())).sampled_tokens == 600
+    line = await books.update(10, tokens=1400)  # up 10 s, busy 5 s
+    assert line["generated_tokens"] == 500 + (1400 - 500 - 600)
+    # Idle: up 9 - 6 s, busy 4.5 - 3 s.
+    assert books.recorder.totals.actors_idle_s == pytest.approx(0.5 + 1.5)
+    line = await books.update(11, tokens=1500)  # nothing is left out twice
+    assert line["generated_tokens"] == 900
+    books.close()
