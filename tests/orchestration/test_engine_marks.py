@@ -54,10 +54,10 @@ async def test_an_evaluation_is_no_training(tmp_path: Path) -> None:
     await books.recorder.begin()
     await books.update(1, tokens=500)  # up 1 s, busy 0.5 s
     assert (await books.recorder.beside_training(evaluating())).sampled_tokens == 600
-    line = await books.update(10, tokens=1400)  # up 10 s, busy 5 s
+    line = await books.update(12, tokens=1400)  # up 12 s, busy 6 s
     assert line["generated_tokens"] == 500 + (1400 - 500 - 600)
-    # Idle: up 9 - 6 s, busy 4.5 - 3 s.
-    assert books.recorder.totals.actors_idle_s == pytest.approx(0.5 + 1.5)
-    line = await books.update(11, tokens=1500)  # nothing is left out twice
+    # Idle: up 11 - 6 s, busy 5.5 - 3 s.
+    assert books.recorder.totals.actors_idle_s == pytest.approx(0.5 + 2.5)
+    line = await books.update(13, tokens=1500)  # nothing is left out twice
     assert line["generated_tokens"] == 900
     books.close()
