@@ -38,11 +38,15 @@ class MethodSettings(Settings):
 
 
 class JudgeSettings(Settings):
-    """The final judge of every policy: `python -m orchestration.evaluate` on held-out episodes."""
+    """The final judge: `python -m orchestration.evaluate` with `base` and the overrides for every method.
+
+    So it is the same for all policies, whatever their own methods say.
+    """
 
     modes: list[Mode] = Field(["plain"], min_length=1)
     samples: PositiveInt = Field(64, description="samples of an episode; also the largest k of pass@k")
     episodes: PositiveInt = Field(64, description="held-out episodes")
+    overrides: list[str] = Field([], description="key=value, for the judge alone, such as the sampler of its lists")
 
 
 class ComparisonConfig(Settings):
@@ -59,6 +63,8 @@ class ComparisonConfig(Settings):
     def _seeds_and_overrides_are_plain(self) -> ComparisonConfig:
         wrong = [] if len(set(self.seeds)) == len(self.seeds) else [f"seeds ({show(self.seeds)}) name one twice"]
         wrong += _refused("overrides", self.overrides, FIXED)
+        if self.evaluate is not None:
+            wrong += _refused("evaluate.overrides", self.evaluate.overrides, FIXED)
         for name, method in self.methods.items():
             fixed = FIXED if method.after is None else (*FIXED, "model.path")
             wrong += _refused(f"methods.{name}.overrides", method.overrides, fixed)

@@ -55,7 +55,10 @@ class WarmupSettings(Settings):
     epochs: PositiveInt = 1
     lr: PositiveFloat = 3e-3
     skill: float = Field(0.15, ge=0, le=1, description="share of careful demonstrations; the rest are careless")
-    list_length: int = Field(6, ge=2, description="solutions in a demonstrated list of them (path_exploration)")
+    list_share: float = Field(
+        0.0, ge=0, le=1, description="share of demonstrations that are lists of solutions (path_exploration)"
+    )
+    list_length: int = Field(6, ge=2, description="solutions in such a list")
     seed: int = Field(0, ge=0)
     cache: str = Field("~/.cache/sesa-on-ray", min_length=1, description="folder of made policies, kept by content")
 

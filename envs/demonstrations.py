@@ -27,8 +27,8 @@ class Script(ABC, Generic[E]):
     sketch_share = 0.08
     guided_skill = 0.95
     sketches_a_list = 8
-    # Lists of different solutions, one asked for after another.
-    list_share = 0.0
+    # Whether `solutions` makes lists of different solutions, one asked for after another.
+    makes_lists = False
     # A careless game is cut here: the rest repeats itself and costs training time.
     careless_turns = 3
 
@@ -45,28 +45,30 @@ class Script(ABC, Generic[E]):
         """
 
     def solutions(self, env: E, count: int, skill: float, rng: np.random.Generator) -> list[str]:
-        """Up to `count` different answers to one prompt, a share `skill` of them careful; for `list_share`."""
+        """Up to `count` different answers to one prompt, a share `skill` of them careful; where `makes_lists`."""
         raise NotImplementedError
 
 
-def demonstrate(env: E, script: Script[E], seed: int, skill: float, list_length: int = 6) -> Conversation:
+def demonstrate(
+    env: E, script: Script[E], seed: int, skill: float, list_share: float = 0.0, list_length: int = 6
+) -> Conversation:
     """One demonstration, a pure function of its seed; resets `env`. `skill`: share of careful plain play.
 
-    list_length: solutions in a list of them.
+    list_share, list_length: share of lists of solutions, where the script makes any, and the solutions in one.
 
     Guided play follows any sketch, good or bad, so that following is learned apart from preferring. Raises Failure when
     the environment cannot judge.
     """
     first, _ = env.reset(seed=seed)
     rng = np.random.default_rng([seed, 1])
+    if script.makes_lists and rng.random() < list_share:
+        return _solution_list(env, first, script.solutions(env, list_length, skill, rng))
     kind, sketches = rng.random(), script.sketches(env)
     if sketches and kind < script.sketch_share:
         return _sketch_list(env, first, [sketches[i] for i in rng.permutation(len(sketches))[: script.sketches_a_list]])
     if sketches and kind < script.sketch_share + script.guided_share:
         sketch = sketches[rng.integers(len(sketches))]
         return _game(env, script, first + env.guidance(sketch), sketch, rng.random() < script.guided_skill, rng)
-    if kind >= 1 - script.list_share:
-        return _solution_list(env, first, script.solutions(env, list_length, skill, rng))
     return _game(env, script, first, None, rng.random() < skill, rng)
 
 

@@ -7,7 +7,6 @@ command goes on where it was interrupted. Leaves comparison.json, comparison.md 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -103,7 +102,7 @@ def _write(
     comparison: ComparisonConfig, plan: Plan, path: Path, output: Path | None, failed: Mapping[str, str]
 ) -> list[Path]:
     """Document, tables and pictures, in the comparison's folder and beside `output`. Raises ConfigError."""
-    from orchestration.comparison_aggregate import document
+    from orchestration.comparison_aggregate import as_text, document
     from orchestration.comparison_plots import write_plots
     from orchestration.comparison_results import ResultError, read_results
     from orchestration.comparison_table import markdown
@@ -123,7 +122,7 @@ def _write(
         plots = write_plots(compared, stem)
         tables, numbers = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.json")
         tables.write_text(markdown(compared, [plot.name for plot in plots]), encoding="utf-8")
-        numbers.write_text(json.dumps(compared, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        numbers.write_text(as_text(compared), encoding="utf-8")
         files += [numbers, tables, *plots]
     print(markdown(compared, ()))
     return files

@@ -5,6 +5,8 @@ Only finished runs enter a mean; the document says which seeds of a method are m
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from orchestration.comparison_results import CURVES, RunResult
 from orchestration.comparison_run import command
 from orchestration.comparison_statistics import Interval, band, interval, on_grid, paired, token_grid
 
+_INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 HOW = (
     "mean over seeds and 95 % interval by Student's t; against_first: differences to the first method, paired by seed; "
     "curves: straight lines between a run's points, at the same token counts for all runs"
@@ -65,8 +68,15 @@ def document(
             for name, method in comparison.methods.items()
         },
         "runs": [_run(run, results.get(run.name), failed.get(run.name)) for run in shown.runs],
-        "judged_by": [command(judgement.arguments) for judgement in shown.judgements],
+        "judged_by": [_shown(judgement.arguments) for judgement in shown.judgements],
     }
+
+
+def as_text(compared: Mapping[str, Any]) -> str:
+    """The document as JSON, what holds nothing but values on one line. Raises ValueError where a number is none."""
+    text = json.dumps(compared, indent=1, allow_nan=False)
+    # A line break is never inside a string, so what looks like brackets there does no harm.
+    return _INNERMOST.sub(lambda match: re.sub(r"\n *", " ", match[0]), text) + "\n"
 
 
 def _by_seed(runs: Iterable[PlannedRun], results: Mapping[str, RunResult]) -> dict[str, dict[int, float]]:
@@ -113,13 +123,18 @@ def _columns(points: Sequence[Interval | None]) -> dict[str, list[float | None]]
     return {part: [None if p is None else getattr(p, part) for p in points] for part in ("mean", "low", "high")}
 
 
+def _shown(arguments: Sequence[str]) -> str:
+    """A command without the place of a configuration that lies outside the project."""
+    return command([Path(a).name if Path(a).is_absolute() else a for a in arguments])
+
+
 def _run(run: PlannedRun, result: RunResult | None, why: str | None) -> dict[str, Any]:
     line: dict[str, Any] = {
         "name": run.name,
         "method": run.method,
         "seed": run.seed,
         "status": "finished" if result is not None else why or "not finished",
-        "command": command(run.arguments),
+        "command": _shown(run.arguments),
         "config_digest": run.digest,
     }
     if result is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.comparison import ComparisonConfig, JudgeSettings
+from configs.comparison import ComparisonConfig
 from configs.load import ConfigError, load_config, to_yaml
 from configs.schema import RunConfig
 
@@ -50,7 +50,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One policy judged in one way. after: name of the run that leaves the policy, None for the one all start from."""
+    """One policy judged in one way. after: name of the run that leaves the policy, None for the one of `base`."""
 
     name: str
     mode: str
@@ -83,9 +83,13 @@ def make_plan(comparison: ComparisonConfig, path: Path, root: Path, written: Pat
                 runs.append(_planned(comparison, path, folder, place, name, seed))
             except ConfigError as error:
                 problems += [f"methods.{name}: {problem}" for problem in error.problems]
+    judgements: tuple[Judgement, ...] = ()
+    try:
+        judgements = tuple(_judgements(comparison, path, folder, place, runs))
+    except ConfigError as error:
+        problems += [f"evaluate: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))  # the same for every seed
-    judgements = tuple(_judgements(comparison.evaluate, folder, place, runs)) if comparison.evaluate is not None else ()
     return Plan(path.stem, folder, tuple(runs), judgements)
 
 
@@ -126,21 +130,25 @@ def _planned(comparison: ComparisonConfig, path: Path, folder: Path, place: Path
     )
 
 
-def _judgements(settings: JudgeSettings, folder: Path, place: Path, runs: list[PlannedRun]) -> Iterator[Judgement]:
-    """Of the policy that the first method starts from, and of the one that each run leaves."""
-    for mode in settings.modes:
-        yield _judgement(settings, folder, place, runs[0], mode, None)
-    for run in runs:
+def _judgements(
+    comparison: ComparisonConfig, path: Path, folder: Path, place: Path, runs: list[PlannedRun]
+) -> Iterator[Judgement]:
+    """Of the policy of `base`, and of the one that each run leaves. Raises ConfigError."""
+    settings = comparison.evaluate
+    if settings is None:
+        return
+    for run in [None, *runs]:
+        seed = comparison.seeds[0] if run is None else run.seed
+        policy = () if run is None else ("--policy", str(run.place / "policy"))
+        overrides = (
+            *_DEFAULTS, *comparison.overrides, *settings.overrides, f"run.seed={seed}",
+            f"eval.episodes={settings.episodes}",
+        )  # fmt: skip
+        load_config(Path(os.path.normpath(path.parent / comparison.base)), overrides)
         for mode in settings.modes:
-            yield _judgement(settings, folder, place, run, mode, run.name)
-
-
-def _judgement(
-    settings: JudgeSettings, folder: Path, place: Path, run: PlannedRun, mode: str, after: str | None
-) -> Judgement:
-    name = f"{after or 'start'}.{mode}-{settings.samples}x{settings.episodes}"
-    policy = () if after is None else ("--policy", str(run.place / "policy"))
-    flags = ("--mode", mode, "--samples", str(settings.samples), "--output", str(place / f"{name}.json"))
-    config, overrides = run.arguments[1:3], (*run.overrides, f"eval.episodes={settings.episodes}")
-    arguments = ("-m", "orchestration.evaluate", *config, *policy, *flags, *overrides)
-    return Judgement(name, mode, after, folder / f"{name}.json", arguments)
+            name = f"{'start' if run is None else run.name}.{mode}-{settings.samples}x{settings.episodes}"
+            flags = ("--mode", mode, "--samples", str(settings.samples), "--output", str(place / f"{name}.json"))
+            config = ("--config", str(from_root(path.parent / comparison.base)))
+            arguments = ("-m", "orchestration.evaluate", *config, *policy, *flags, *overrides)
+            after = None if run is None else run.name
+            yield Judgement(name, mode, after, folder / f"{name}.json", arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,26 @@ class ResultError(ValueError):
 
 
 def read_results(plan: Plan) -> tuple[dict[str, RunResult], dict[str, dict[str, float]]]:
-    """Name -> result of every finished run, and mode -> figures of the policy all start from. Raises ResultError."""
+    """Name -> result of every finished run, and mode -> figures of the base's own policy. Raises ResultError."""
     results = {run.name: _read(run, plan.judgements) for run in plan.runs if (run.folder / "summary.json").exists()}
     start: dict[str, dict[str, float]] = {}
     for judgement in plan.judgements:
-        if judgement.after is None and judgement.output.exists():
+        if judgement.after is None and is_judged(judgement):
             start[judgement.mode] = _judged(judgement.output)
     return results, start
+
+
+def is_judged(judgement: Judgement) -> bool:
+    """Whether its file is there and was made by the planned command, wherever files lay then. Raises ResultError."""
+    if not judgement.output.exists():
+        return False
+    made_by = shlex.split(str(_json(judgement.output).get("command")))
+    return _without_places(made_by[1:]) == _without_places(judgement.arguments)
+
+
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    places = {i + 1 for i, argument in enumerate(arguments) if argument in ("--config", "--policy", "--output")}
+    return [argument for i, argument in enumerate(arguments) if i not in places]
 
 
 def judged_figures(document: Mapping[str, Any]) -> dict[str, float]:
@@ -67,7 +81,7 @@ def _read(run: PlannedRun, judgements: Sequence[Judgement]) -> RunResult:
     curves = {name: _curve(sources[source], name) for name, source in CURVES.items()}
     figures = dict(_figures(summary, curves))
     for judgement in judgements:
-        if judgement.after == run.name and judgement.output.exists():
+        if judgement.after == run.name and is_judged(judgement):
             judged = _judged(judgement.output)
             figures |= {f"{judgement.mode}.{name}": value for name, value in judged.items()}
     return RunResult(summary, figures, {name: curve for name, curve in curves.items() if curve})

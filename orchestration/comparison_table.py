@@ -62,8 +62,8 @@ def markdown(document: Mapping[str, Any], plots: Sequence[str]) -> str:
 
 
 def _judged(document: Mapping[str, Any]) -> Iterator[str]:
-    """A table a mode of the final judge, with a row for the policy that all start from."""
-    for mode in sorted({f.partition(".")[0] for m in document["methods"].values() for f in m["figures"] if "." in f}):
+    """A table a mode of the final judge, with a row for the policy of the base configuration."""
+    for mode in _modes(document):
         ks = _ks(document, f"{mode}.pass_at_", "")
         shown = [k for k in ks if k in (1, 16) or k == ks[-1]]
         columns = [
@@ -133,6 +133,12 @@ def _notes(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"**{name}, seed {seed}, is missing: {why}.**"
         for seed, tokens in method["short_of_tokens"].items():
             yield f"**{name}, seed {seed}, ended before its budget: {short(tokens)} tokens (run.updates?).**"
+
+
+def _modes(document: Mapping[str, Any]) -> list[str]:
+    """Of the final judge, in the order of the comparison's file."""
+    figures = (figure for method in document["methods"].values() for figure in method["figures"])
+    return list(dict.fromkeys(figure.partition(".")[0] for figure in figures if "." in figure))
 
 
 def _ks(document: Mapping[str, Any], before: str, behind: str) -> list[int]:

@@ -114,7 +114,9 @@ def _warm_up(config: RunConfig, folder: Path, say: Callable[[str], None]) -> Non
     say(f"warming up a small policy, once for these settings: {settings.demonstrations} demonstrations")
     seeds = range(FIRST_DEMONSTRATION_SEED, FIRST_DEMONSTRATION_SEED + settings.demonstrations)
     try:
-        conversations = [demonstrate(env, script, seed, settings.skill, settings.list_length) for seed in seeds]
+        conversations = [
+            demonstrate(env, script, seed, settings.skill, settings.list_share, settings.list_length) for seed in seeds
+        ]
         report = make_policy(conversations, settings, tags(config.env), config.model.max_model_len, folder)
     except (ValueError, Failure) as error:
         raise PolicyError(f"model.warmup: {error}") from error

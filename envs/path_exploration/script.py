@@ -23,8 +23,7 @@ MOST_TRIES = 16
 class PathExplorationScript(Script[PathExploration]):
     """Careful plain play guesses targets, careless play misses; guided play stays in the region of its sketch."""
 
-    guided_share = 0.4
-    list_share = 0.2
+    makes_lists = True
 
     def sketches(self, env: PathExploration) -> list[str]:
         """Regions of all names but the last: those with targets, and half as many without, the same for one map."""

@@ -73,6 +73,7 @@ def test_methods_come_behind_those_they_build_on(tmp_path: Path) -> None:
         ("optim.lr=1e-4", "run.seed=3", ["methods.wide.overrides: run.seed is set by the comparison itself"]),
         ("optim.lr=1e-4", "model.path=x", ["methods.wide.overrides: model.path is set by the comparison itself"]),
         ("eval.every=2", "run.max_tokens=3", ["overrides: run.max_tokens is set by the comparison itself"]),
+        ("samples: 8", "overrides: [run.seed=1]", ["evaluate.overrides: run.seed is set by the comparison itself"]),
         ("samples: 8", "sampels: 8", ["evaluate.sampels: unknown key; did you mean 'samples'?"]),
         ("[plain, guided]", "[plan]", [
             "evaluate.modes.0: should be 'plain', 'guided' or 'sequential', got \"plan\""

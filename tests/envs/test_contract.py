@@ -299,7 +299,7 @@ def test_demonstrations_replay_to_what_they_claim(env: TextEnv) -> None:
     careless_wins: list[bool] = []
     for seed in range(150):
         for skill, wins in ((1.0, careful_wins), (0.0, careless_wins)):
-            conversation = demonstrate(env, script, seed, skill)
+            conversation = demonstrate(env, script, seed, skill, list_share=0.1)
             first, _ = env.reset(seed=seed)
             offered = script.sketches(env)
             keys = {env.sketch_key(sketch) for sketch in offered}

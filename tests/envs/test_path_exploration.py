@@ -355,7 +355,7 @@ def test_skill_is_the_success_of_plain_demonstrations() -> None:
     wins, paths = [], set()
     for seed in range(3000):
         conversation = demonstrate(env, script, seed, 0.3)
-        if conversation[1].content == "Guess a path." and len(conversation) == 3:
+        if conversation[1].content == "Guess a path.":
             wins.append("<answer>" in conversation[2].content and env.solved)
             paths.add(conversation[2].content)
     assert np.mean(wins) == pytest.approx(0.3, abs=0.05)
@@ -367,7 +367,7 @@ def test_lists_of_solutions_are_of_different_paths_and_as_long_as_asked_for() ->
     lists = [
         [message.content for message in conversation if message.trained]
         for seed in range(300)
-        if (conversation := demonstrate(env, script, seed, 0.3, list_length=12))[3:]
+        if (conversation := demonstrate(env, script, seed, 0.3, list_share=0.2, list_length=12))[3:]
         and conversation[3].content == "Another one."
     ]
     assert 0.15 < len(lists) / 300 < 0.25
@@ -379,5 +379,5 @@ def test_lists_of_solutions_are_of_different_paths_and_as_long_as_asked_for() ->
 
 def test_demonstrations_fit_a_small_context() -> None:
     env = game()
-    conversations = [demonstrate(env, PathExplorationScript(), seed, 0.3) for seed in range(200)]
+    conversations = [demonstrate(env, PathExplorationScript(), seed, 0.3, 0.2) for seed in range(200)]
     assert max(sum(len(m.content) for m in c) for c in conversations) < 1000

@@ -10,8 +10,8 @@ from typing import Any
 from configs.comparison import load_comparison
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
-from orchestration.comparison_plan import Plan, make_plan
-from orchestration.comparison_run import Task
+from orchestration.comparison_plan import Judgement, Plan, make_plan
+from orchestration.comparison_run import Task, command
 from orchestration.policy import SOURCES as ROOT
 
 COMPARISON = """
@@ -104,7 +104,13 @@ class FakeLauncher:
 
     def _judge(self, task: Task) -> None:
         output = ROOT / task.arguments[task.arguments.index("--output") + 1]
-        output.write_text(json.dumps(judged(0.3 if task.name.startswith("start") else 0.6)))
+        figures = judged(0.3 if task.name.startswith("start") else 0.6)
+        output.write_text(json.dumps({"command": command(task.arguments), **figures}))
+
+
+def leave_judgement(judgement: Judgement, success: float) -> None:
+    judgement.output.parent.mkdir(parents=True, exist_ok=True)
+    judgement.output.write_text(json.dumps({"command": command(judgement.arguments), **judged(success)}))
 
 
 def judged(success: float) -> dict[str, Any]:

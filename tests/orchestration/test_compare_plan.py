@@ -76,6 +76,9 @@ def test_policies_are_judged_and_so_is_the_one_all_start_from(tmp_path: Path) ->
     assert last.arguments[last.arguments.index("--policy") + 1] == str(tmp_path / "few/two-seed-1/policy")
     assert last.arguments[last.arguments.index("--mode") + 1] == "guided"
     assert last.arguments[-1] == "eval.episodes=16"
+    # One judge for all: the base's settings and not those of the method.
+    assert "run.seed=1" in last.arguments
+    assert not any(argument.startswith("sampler=") for argument in last.arguments)
     assert last.output == tmp_path / "few" / "two-seed-1.guided-8x16.json"
 
 
@@ -96,9 +99,15 @@ class TestMistakes:
             "did you mean 'sampler.sketches'?",
         ]
 
+    def test_of_the_judge(self, tmp_path: Path) -> None:
+        text = COMPARISON + "evaluate: {overrides: [rollout.actors=none]}\n"
+        assert self.problems(tmp_path, text) == [
+            'evaluate: override rollout.actors=none: rollout.actors: should be a valid integer, got "none"'
+        ]
+
     def test_a_base_that_is_not_there(self, tmp_path: Path) -> None:
         found = self.problems(tmp_path, COMPARISON.replace("BASE", "bsae.yaml"))
-        assert len(found) == 2
+        assert len(found) == 2  # no judge, one line a method
         assert f"methods.one: {tmp_path / 'bsae.yaml'}: no such file; did you mean '{tmp_path / 'base.yaml'}'?" in found
 
     def test_a_falling_learning_rate_has_to_know_its_end(self, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from configs.comparison import load_comparison
-from orchestration.comparison_aggregate import document
+from orchestration.comparison_aggregate import as_text, document
 from orchestration.comparison_plan import DEFAULT_ROOT, Plan, make_plan
 from orchestration.comparison_plots import COLOURS, INK, write_plots
 from orchestration.comparison_results import CHANGES, COSTS, CURVES, ResultError, judged_figures, read_results
@@ -20,7 +20,15 @@ from orchestration.comparison_table import markdown
 from orchestration.evaluations import EvaluationLine
 from orchestration.judgement import Judgement
 from orchestration.metrics import Summary, UpdateMetrics
-from tests.orchestration.compared_runs import COMPARISON, comparison_file, judged, leave_run, planned, write_lines
+from tests.orchestration.compared_runs import (
+    COMPARISON,
+    comparison_file,
+    judged,
+    leave_judgement,
+    leave_run,
+    planned,
+    write_lines,
+)
 
 JUDGED = COMPARISON + "evaluate: {modes: [plain], samples: 3, episodes: 4}\n"
 AFTER = {"one-seed-0": 0.3, "one-seed-1": 0.5, "two-seed-0": 0.6, "two-seed-1": 0.7}
@@ -119,7 +127,7 @@ def test_the_judges_figures_are_beside_the_runs_own(tmp_path: Path) -> None:
     plan = planned(path, tmp_path)
     finish(plan, *AFTER)
     for judgement, success in zip(plan.judgements, (0.3, 0.4, 0.6, 0.5, 0.6), strict=True):
-        judgement.output.write_text(json.dumps(judged(success)))
+        leave_judgement(judgement, success)
     found = compared(path, tmp_path)
     assert found["start"]["plain"]["success"] == 0.3
     assert found["methods"]["one"]["figures"]["plain.success"]["mean"] == pytest.approx(0.45)
@@ -135,7 +143,7 @@ def test_a_judgement_that_is_missing_is_told_in_its_cell(tmp_path: Path) -> None
     path = comparison_file(tmp_path, JUDGED)
     plan = planned(path, tmp_path)
     finish(plan, *AFTER)
-    plan.judgements[1].output.write_text(json.dumps(judged(0.4)))
+    leave_judgement(plan.judgements[1], 0.4)
     assert "0.400, 1 only" in markdown(compared(path, tmp_path), [])
 
 
@@ -143,9 +151,10 @@ def test_the_document_is_plain_and_names_no_machine(tmp_path: Path) -> None:
     path = comparison_file(tmp_path, JUDGED)
     finish(planned(path, tmp_path / "elsewhere"), *AFTER)
     found = compared(path, tmp_path / "elsewhere")
-    text = json.dumps(found, allow_nan=False)
+    text = as_text(found)
     assert json.loads(text) == found
     assert "elsewhere" not in text
+    assert "[ 0, 1 ]" in text  # short lists on one line
     assert found["command"] == "python -m orchestration.compare --config few.yaml"
     assert "run.root=runs/compare/few run.name=one-seed-0" in found["runs"][0]["command"]
     assert found["runs"][0]["summary"]["success_after"] == 0.3
@@ -184,8 +193,9 @@ class TestFiles:
     def test_an_evaluation_of_several_policies_is_none_of_ours(self, tmp_path: Path) -> None:
         path = comparison_file(tmp_path, JUDGED)
         plan = planned(path, tmp_path)
-        plan.judgements[0].output.parent.mkdir(parents=True)
-        plan.judgements[0].output.write_text(json.dumps({"policies": []}))
+        leave_judgement(plan.judgements[0], 0.4)
+        output = plan.judgements[0].output
+        output.write_text(json.dumps(json.loads(output.read_text()) | {"policies": []}))
         with pytest.raises(ResultError, match="no evaluation of one policy"):
             read_results(plan)
 

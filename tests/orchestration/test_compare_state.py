@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from configs.load import ConfigError, to_yaml
 from orchestration.comparison_plan import Plan, PlannedRun
 from orchestration.comparison_state import State, clear_the_way, states_of, work_of
 from orchestration.run_folder import RunFolder
-from tests.orchestration.compared_runs import COMPARISON, comparison_file, leave_run, planned
+from tests.orchestration.compared_runs import COMPARISON, comparison_file, leave_judgement, leave_run, planned
 
 JUDGED = COMPARISON + "evaluate: {modes: [plain], samples: 3, episodes: 4}\n"
 CHAIN = COMPARISON.replace("  one: []", "  one: []\n  again: {after: one}")
@@ -157,17 +156,37 @@ class TestJudging:
         plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)
         first = plan.runs[0]
         leave_run(first.folder, first.config)
-        plan.judgements[1].output.write_text("{}")
+        leave_judgement(plan.judgements[1], 0.4)
         tasks = {task.name: task.needs for task in work_of(plan, ()).tasks}
         assert "one-seed-0.plain-3x4" not in tasks
         assert tasks["two-seed-0.plain-3x4"] == ("two-seed-0",)
         assert tasks["start.plain-3x4"] == ()
 
+    @pytest.mark.parametrize(
+        ("old", "new"), [("episodes: 4", "episodes: 4, overrides: [rollout.temperature=0.5]"), ("", "")]
+    )
+    def test_is_done_again_when_the_judge_changes_and_not_when_it_moves(
+        self, tmp_path: Path, old: str, new: str
+    ) -> None:
+        path = comparison_file(tmp_path, JUDGED)
+        for judgement in planned(path, tmp_path / "old").judgements:
+            leave_judgement(judgement, 0.4)
+        (tmp_path / "old").rename(tmp_path / "new")
+        changed = planned(comparison_file(tmp_path, JUDGED.replace(old, new)), tmp_path / "new")
+        again = [task.name for task in work_of(changed, ()).tasks if task.name.startswith("start")]
+        assert again == (["start.plain-3x4"] if new else [])
+
+    def test_is_done_again_when_its_file_is_damaged(self, tmp_path: Path) -> None:
+        plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)
+        leave_judgement(plan.judgements[0], 0.4)
+        plan.judgements[0].output.write_text("{")
+        assert "start.plain-3x4" in {task.name for task in work_of(plan, ()).tasks}
+
     def test_is_done_again_when_the_policy_changes(self, tmp_path: Path) -> None:
         plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)
         leave_run(plan.runs[0].folder, plan.runs[0].config)
         for judgement in plan.judgements:
-            judgement.output.write_text(json.dumps({"of": "an older policy"}))
+            leave_judgement(judgement, 0.4)
         work = work_of(plan, ())
         clear_the_way(work)
         assert "two-seed-0.plain-3x4" in {task.name for task in work.tasks}
