@@ -25,6 +25,10 @@ class SequentialSettings(Settings):
 
     name: Literal["sequential"] = "sequential"
     solutions: int = Field(8, ge=2, description="solutions of one list")
+    lists: PositiveInt = Field(1, description="independent lists of a prompt")
+    baseline: Literal["list", "position"] = Field(
+        "list", description="a solution is compared with those of its list, or with those of its place in all lists"
+    )
     history: History = Field("tokens", description="earlier solutions as the same conversation, or told in the prompt")
     train_on: Literal["guided", "plain", "both"] = Field(
         "guided", description="solutions behind the ones before them, under the plain prompt, or both"
@@ -37,6 +41,12 @@ class SequentialSettings(Settings):
     rejected_reward: float = Field(
         -1.0, description="reward of a repeated or unreadable solution; below a miss, or lists collapse"
     )
+
+    @model_validator(mode="after")
+    def _places_are_compared_across_lists(self) -> SequentialSettings:
+        if self.baseline == "position" and self.lists == 1:
+            raise ValueError("baseline (position) compares lists with each other: lists (1) must be at least 2")
+        return self
 
 
 class TemplateSettings(Settings):

@@ -9,6 +9,9 @@ from configs.samplers import DdeSettings, SamplerSettings, SequentialSettings, S
 
 Mode = Literal["plain", "guided", "sequential"]
 
+# Lists of an evaluation are tickets of their own; what repeats stays in them.
+ONE_LIST = {"duplicates": "keep", "lists": 1, "baseline": "list"}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -40,7 +43,7 @@ def plan_of(mode: Mode, sampler: SamplerSettings, samples: int) -> Plan:
         return Plan(length, max(1, round(samples / length)), sesa)
     settings = sampler if isinstance(sampler, SequentialSettings) else SequentialSettings()
     lists = max(1, round(samples / settings.solutions))
-    return Plan(settings.solutions, lists, settings.model_copy(update={"duplicates": "keep"}))
+    return Plan(settings.solutions, lists, settings.model_copy(update=ONE_LIST))
 
 
 def _sesa(sampler: SamplerSettings) -> SesaSettings:

@@ -6,6 +6,7 @@ repeated or unreadable one by a reward below a miss.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -21,11 +22,12 @@ from envs.trajectory import Credit, Group, GroupStats, Ints, Role, Row, Segment,
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One solution of the list: its number among the trajectories, its own segments [first, end), what it earns.
+    """One solution of a list: its place there and among the list's trajectories, its own segments [first, end).
 
-    plain: sampled under the plain prompt, with no solution before it.
+    reward: what it earns. plain: sampled under the plain prompt, with no solution before it.
     """
 
+    number: int
     trajectory: int
     first: int
     end: int
@@ -35,8 +37,9 @@ class Attempt:
 
 @dataclass(slots=True)
 class Attempts:
-    """The list as it grows. kept: those that later ones are shown; taken_back: rejected ones that were sampled again."""
+    """One list as it grows. kept: what later ones are shown; taken_back: rejected ones that were sampled again."""
 
+    number: int
     trajectories: list[Trajectory] = field(default_factory=list)
     kept: list[Attempt] = field(default_factory=list)
     taken_back: list[Attempt] = field(default_factory=list)
@@ -50,20 +53,31 @@ class SequentialSampler:
         self._settings = settings
 
     async def sample_group(self, rollout: Rollout) -> Group:
-        attempts = Attempts()
+        lists = await asyncio.gather(*(self._list(rollout, number) for number in range(self._settings.lists)))
+        trajectories: list[Trajectory] = []
+        rows: list[Row] = []
+        for attempts in lists:
+            before = len(trajectories)
+            trajectories += [_moved(trajectory, before) for trajectory in attempts.trajectories]
+            own = (*self._rows(attempts), *self._plain_rows(attempts, rollout.opening()))
+            rows += [replace(row, trajectory=row.trajectory + before) for row in own]
+        stats = GroupStats(duplicate_answers=sum(a.repeated for a in lists), env_steps=rollout.env_steps)
+        return Group(rollout.ticket, "sequential", tuple(trajectories), tuple(rows), stats)
+
+    async def _list(self, rollout: Rollout, list_number: int) -> Attempts:
+        attempts = Attempts(list_number)
         tries = 1 + (self._settings.max_resamples if self._settings.duplicates == "resample" else 0)
         for number in range(self._settings.solutions):
             if not await self._attempt(rollout, attempts, number, tries):
                 break  # no room in the context for another solution
-        stats = GroupStats(duplicate_answers=attempts.repeated, env_steps=rollout.env_steps)
-        rows = (*self._rows(attempts), *self._plain_rows(attempts, rollout.opening()))
-        return Group(rollout.ticket, "sequential", tuple(attempts.trajectories), rows, stats)
+        return attempts
 
     async def _attempt(self, rollout: Rollout, attempts: Attempts, number: int, tries: int) -> bool:
         for again in range(tries):
             before = self._before(rollout, attempts)
             context_ids = np.concatenate([s.token_ids for s in before])
-            played = (await rollout.play(context_ids, f"solution/{number}/{again}")).trajectory
+            purpose = f"list/{attempts.number}/solution/{number}/{again}"
+            played = (await rollout.play(context_ids, purpose)).trajectory
             own = without_open_turn(played.segments)[1:]  # a failed episode may have ended before its next answer
             if not own and played.verdict is Verdict.FAILED:
                 attempts.trajectories.append(played)
@@ -76,7 +90,7 @@ class SequentialSampler:
             attempts.trajectories.append(whole)
             rejected = self._is_rejected(rollout, attempts, whole, own)
             reward = self._settings.rejected_reward if rejected else whole.reward
-            place = (len(attempts.trajectories) - 1, len(before), len(whole.segments))
+            place = (number, len(attempts.trajectories) - 1, len(before), len(whole.segments))
             attempt = Attempt(*place, reward, plain=not attempts.kept)
             if not rejected or again == tries - 1:
                 attempts.kept.append(attempt)
@@ -118,10 +132,10 @@ class SequentialSampler:
             for part in (attempts.kept, attempts.taken_back)
         )
         if self._settings.history == "tokens" and kept:
-            yield Row(kept[-1].trajectory, 1, tuple(_credit(attempt) for attempt in kept))
+            yield Row(kept[-1].trajectory, 1, tuple(self._credit(attempts, attempt) for attempt in kept))
             kept = []
         for attempt in (*kept, *taken_back):
-            yield Row(attempt.trajectory, attempt.first, (_credit(attempt),))
+            yield Row(attempt.trajectory, attempt.first, (self._credit(attempts, attempt),))
 
     def _plain_rows(self, attempts: Attempts, plain_ids: Ints) -> Iterator[Row]:
         """The solutions under the plain prompt. The first was sampled there: with `both` the list's row has it."""
@@ -131,12 +145,18 @@ class SequentialSampler:
             trajectory = attempts.trajectories[attempt.trajectory]
             if not is_trainable(trajectory) or (attempt.plain and self._settings.train_on == "both"):
                 continue
-            credit = _credit(attempt, "plain")
+            credit = Credit(attempt.first, attempt.end, Stream.SOLUTION, "plain", attempt.reward)
             yield Row(attempt.trajectory, attempt.first, (credit,), None if attempt.plain else plain_ids)
 
+    def _credit(self, attempts: Attempts, attempt: Attempt) -> Credit:
+        by_place = self._settings.baseline == "position"
+        baseline = f"place/{attempt.number}" if by_place else f"list/{attempts.number}"
+        return Credit(attempt.first, attempt.end, Stream.SOLUTION, baseline, attempt.reward)
 
-def _credit(attempt: Attempt, baseline: str = "list") -> Credit:
-    return Credit(attempt.first, attempt.end, Stream.SOLUTION, baseline, attempt.reward)
+
+def _moved(trajectory: Trajectory, by: int) -> Trajectory:
+    """The same trajectory where `by` others come before its list's."""
+    return trajectory if trajectory.parent is None else replace(trajectory, parent=trajectory.parent + by)
 
 
 def _words(rollout: Rollout, own: tuple[Segment, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
@@ -23,8 +24,12 @@ OPENED = "<|im_start|>system\nSay win.<|im_end|>\n<|im_start|>user\nEpisode 11."
 ASKED = "<|im_end|>\n<|im_start|>assistant\n"
 AGAIN = f"<|im_end|>\n<|im_start|>user\nAnother one.\nEpisode 11.{ASKED}"
 
-LISTED: dict[str, Said] = {"solution/0/0/1": "win 1", "solution/1/0/1": "lose 0", "solution/2/0/1": "lose 0.25"}
-REPEATED: dict[str, Said] = {**LISTED, "solution/1/0/1": "win 1"}
+LISTED: dict[str, Said] = {
+    "list/0/solution/0/0/1": "win 1",
+    "list/0/solution/1/0/1": "lose 0",
+    "list/0/solution/2/0/1": "lose 0.25",
+}
+REPEATED: dict[str, Said] = {**LISTED, "list/0/solution/1/0/1": "win 1"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,9 @@ async def test_a_list_is_one_row_with_a_credit_for_each_solution(scene: Scene) -
             2,
             1,
             (
-                Credit(1, 2, Stream.SOLUTION, "list", 1.0),
-                Credit(3, 4, Stream.SOLUTION, "list", 0.0),
-                Credit(5, 6, Stream.SOLUTION, "list", 0.25),
+                Credit(1, 2, Stream.SOLUTION, "list/0", 1.0),
+                Credit(3, 4, Stream.SOLUTION, "list/0", 0.0),
+                Credit(5, 6, Stream.SOLUTION, "list/0", 0.25),
             ),
         ),
     )
@@ -119,10 +124,10 @@ async def test_a_list_is_one_row_with_a_credit_for_each_solution(scene: Scene) -
 
 async def test_all_turns_of_a_solution_are_its_own(scene: Scene) -> None:
     said: dict[str, Said] = {
-        "solution/0/0/1": "earn 0.5",
-        "solution/0/0/3": "win 1",
-        "solution/1/0/1": "earn 0.25",
-        "solution/1/0/3": "lose 0",
+        "list/0/solution/0/0/1": "earn 0.5",
+        "list/0/solution/0/0/3": "win 1",
+        "list/0/solution/1/0/1": "earn 0.25",
+        "list/0/solution/1/0/3": "lose 0",
     }
     sampled = await sample(scene, said, solutions=2)
     assert sampled.lineage == [(None, None), (0, 4)]
@@ -131,7 +136,7 @@ async def test_all_turns_of_a_solution_are_its_own(scene: Scene) -> None:
 
 
 async def test_no_room_for_another_solution_ends_the_list(scene: Scene) -> None:
-    sampled = await sample(scene, {**LISTED, "solution/1/0/1": None})
+    sampled = await sample(scene, {**LISTED, "list/0/solution/1/0/1": None})
     assert len(sampled.group.trajectories) == 1
     assert (sampled.rows, sampled.rewards) == ([(0, 1, None)], [[1.0]])
 
@@ -163,7 +168,7 @@ async def test_a_kept_repeat_earns_what_it_earns(scene: Scene) -> None:
 
 
 async def test_a_repeat_is_taken_back_and_sampled_again(scene: Scene) -> None:
-    sampled = await sample(scene, {**REPEATED, "solution/1/1/1": "lose 0"}, duplicates="resample")
+    sampled = await sample(scene, {**REPEATED, "list/0/solution/1/1/1": "lose 0"}, duplicates="resample")
     assert [t.answer for t in sampled.group.trajectories] == ["win 1", "win 1", "lose 0", "lose 0.25"]
     assert sampled.lineage == [(None, None), (0, 2), (0, 2), (2, 4)]
     assert sampled.policy.requests[1].context_ids.tolist() == sampled.policy.requests[2].context_ids.tolist()
@@ -174,7 +179,7 @@ async def test_a_repeat_is_taken_back_and_sampled_again(scene: Scene) -> None:
 
 
 async def test_resampling_ends_after_its_bound_with_the_last_try_punished(scene: Scene) -> None:
-    tries: dict[str, Said] = {**REPEATED, "solution/1/1/1": "win 1", "solution/1/2/1": "win 1"}
+    tries: dict[str, Said] = {**REPEATED, "list/0/solution/1/1/1": "win 1", "list/0/solution/1/2/1": "win 1"}
     sampled = await sample(scene, tries, duplicates="resample", max_resamples=2)
     assert sampled.lineage == [(None, None), (0, 2), (0, 2), (0, 2), (3, 4)]
     assert sampled.rewards == [[1.0, -1.0, 0.25], [-1.0], [-1.0]]
@@ -185,7 +190,7 @@ async def test_resampling_ends_after_its_bound_with_the_last_try_punished(scene:
 @pytest.mark.parametrize("duplicates", ["penalty", "keep"])
 async def test_what_says_nothing_is_rejected_and_no_repeat(scene: Scene, duplicates: str) -> None:
     """Else a policy learns to say nothing, which cannot repeat anything."""
-    said = {"solution/0/0/1": "", "solution/1/0/1": "", "solution/2/0/1": "win 1"}
+    said = {"list/0/solution/0/0/1": "", "list/0/solution/1/0/1": "", "list/0/solution/2/0/1": "win 1"}
     sampled = await sample(scene, said, solutions=3, duplicates=duplicates)
     assert len(sampled.group.trajectories) == 3
     assert sampled.group.stats.duplicate_answers == 0
@@ -193,7 +198,7 @@ async def test_what_says_nothing_is_rejected_and_no_repeat(scene: Scene, duplica
 
 
 async def test_what_says_nothing_is_sampled_again(scene: Scene) -> None:
-    said = {"solution/0/0/1": "", "solution/0/1/1": "win 1", "solution/1/0/1": "lose 0"}
+    said = {"list/0/solution/0/0/1": "", "list/0/solution/0/1/1": "win 1", "list/0/solution/1/0/1": "lose 0"}
     sampled = await sample(scene, said, solutions=2, duplicates="resample")
     assert sorted(reward for row in sampled.rewards for reward in row) == [-1.0, 0.0, 1.0]
 
@@ -218,7 +223,7 @@ class LastWordsCount(ScriptedEnv):
     ("second", "same_as", "history"), product(REPEATS, ("environment", "normalised", "exact"), ("tokens", "text"))
 )
 async def test_a_repeat_is_what_duplicate_of_says(scene: Scene, second: str, same_as: str, history: str) -> None:
-    said: dict[str, Said] = {"solution/0/0/1": "win 1", "solution/1/0/1": second}
+    said: dict[str, Said] = {"list/0/solution/0/0/1": "win 1", "list/0/solution/1/0/1": second}
     sampled = await sample(
         scene, said, solutions=2, make_env=LastWordsCount, duplicate_of=same_as, rejected_reward=-0.5, history=history
     )
@@ -232,7 +237,7 @@ async def test_a_repeat_is_what_duplicate_of_says(scene: Scene, second: str, sam
 
 
 async def test_a_failed_solution_stays_in_the_list_and_in_no_credit(scene: Scene) -> None:
-    sampled = await sample(scene, {**LISTED, "solution/1/0/1": "raise"})
+    sampled = await sample(scene, {**LISTED, "list/0/solution/1/0/1": "raise"})
     assert [t.verdict for t in sampled.group.trajectories] == [Verdict.SOLVED, Verdict.FAILED, Verdict.WRONG]
     assert sampled.policy.requests[2].context == f"{OPENED}{ASKED}win 1{AGAIN}raise{AGAIN}"
     assert sampled.lineage == [(None, None), (0, 2), (1, 4)]
@@ -242,7 +247,7 @@ async def test_a_failed_solution_stays_in_the_list_and_in_no_credit(scene: Scene
 
 
 async def test_a_list_that_ends_with_a_failure_is_the_row_of_the_last_solution_before(scene: Scene) -> None:
-    sampled = await sample(scene, {**LISTED, "solution/2/0/1": "raise"}, train_on="both")
+    sampled = await sample(scene, {**LISTED, "list/0/solution/2/0/1": "raise"}, train_on="both")
     assert sampled.rows == [(1, 1, None), (1, 3, sampled.plain)]
     assert sampled.rewards == [[1.0, 0.0], [0.0]]
 
@@ -276,7 +281,11 @@ class BreaksWhenCut(ScriptedEnv):
 
 async def test_an_episode_that_fails_between_two_answers_ends_with_the_first(scene: Scene) -> None:
     """Its open turn is not shown to the next solution."""
-    said: dict[str, Said] = {"solution/0/0/1": "earn 0.5", "solution/0/0/3": None, "solution/1/0/1": "win 1"}
+    said: dict[str, Said] = {
+        "list/0/solution/0/0/1": "earn 0.5",
+        "list/0/solution/0/0/3": None,
+        "list/0/solution/1/0/1": "win 1",
+    }
     sampled = await sample(scene, said, solutions=2, make_env=BreaksWhenCut)
     assert [t.verdict for t in sampled.group.trajectories] == [Verdict.FAILED, Verdict.SOLVED]
     assert sampled.policy.requests[2].context == f"{OPENED}{ASKED}earn 0.5{AGAIN}"
@@ -296,12 +305,14 @@ async def test_told_as_text_each_solution_answers_a_prompt_of_its_own(scene: Sce
     ]
     assert sampled.lineage == [(None, None)] * 3
     assert (sampled.rows, sampled.rewards) == ([(k, 1, None) for k in range(3)], [[1.0], [0.0], [0.25]])
-    assert {credit.baseline for row in sampled.group.rows for credit in row.credits} == {"list"}
+    assert {credit.baseline for row in sampled.group.rows for credit in row.credits} == {"list/0"}
     assert sampled.trained() == [sampled.said(words) for words in ("win 1", "lose 0", "lose 0.25")]
 
 
 async def test_told_as_text_a_repeat_taken_back_is_not_told(scene: Scene) -> None:
-    sampled = await sample(scene, {**REPEATED, "solution/1/1/1": "lose 0"}, duplicates="resample", history="text")
+    sampled = await sample(
+        scene, {**REPEATED, "list/0/solution/1/1/1": "lose 0"}, duplicates="resample", history="text"
+    )
     assert sampled.policy.requests[3].context == f"{OPENED}\nTried: win 1; lose 0\nAnother one.{ASKED}"
     assert (sampled.rows, sampled.rewards) == ([(k, 1, None) for k in (0, 2, 3, 1)], [[1.0], [0.0], [0.25], [-1.0]])
 
@@ -325,12 +336,12 @@ async def test_both_trains_the_first_once_and_the_others_twice(scene: Scene, his
     plain = [row for row in sampled.group.rows if row.credits[0].baseline == "plain"]
     assert [(row.trajectory, row.credits[0].reward) for row in plain] == [(1, 0.0), (2, 0.25)]
     assert all(row.context_ids is not None and row.context_ids.tolist() == sampled.plain for row in plain)
-    guided = [credit for row in sampled.group.rows for credit in row.credits if credit.baseline == "list"]
+    guided = [credit for row in sampled.group.rows for credit in row.credits if credit.baseline == "list/0"]
     assert [credit.reward for credit in guided] == [1.0, 0.0, 0.25]
 
 
 async def test_under_plain_repeats_taken_back_are_on_record_and_not_trained(scene: Scene) -> None:
-    said: dict[str, Said] = {**REPEATED, "solution/1/1/1": "lose 0"}
+    said: dict[str, Said] = {**REPEATED, "list/0/solution/1/1/1": "lose 0"}
     sampled = await sample(scene, said, duplicates="resample", train_on="plain")
     assert len(sampled.group.trajectories) == 4
     assert [row[0] for row in sampled.rows] == [0, 2, 3]
@@ -344,3 +355,35 @@ async def test_advantages_compare_the_solutions_of_one_list(scene: Scene) -> Non
     ends = np.cumsum([len(sampled.said(words)) for words in ("win 1", "lose 0", "lose 0.25")])
     np.testing.assert_allclose(row.advantages[ends - 1], expected, rtol=1e-5)
     assert row.sequences[ends - 1].tolist() == [0, 1, 2]
+
+
+# --- several lists of a prompt ---------------------------------------------------------------------------------------
+
+TWO_LISTS: dict[str, Said] = {
+    "list/0/solution/0/0/1": "win 1",
+    "list/0/solution/1/0/1": "win 1",
+    "list/1/solution/0/0/1": "lose 0",
+    "list/1/solution/1/0/1": "win 1",
+}
+
+
+def placed(sampled: Sampled) -> list[tuple[int, str, float]]:
+    return [(row.trajectory, c.baseline, c.reward) for row in sampled.group.rows for c in row.credits]
+
+
+async def test_lists_of_a_prompt_know_nothing_of_each_other(scene: Scene) -> None:
+    """A solution of one list is no repeat in another; parents stay inside their list."""
+    sampled = await sample(scene, TWO_LISTS, solutions=2, lists=2)
+    assert placed(sampled) == [(1, "list/0", 1.0), (1, "list/0", -1.0), (3, "list/1", 0.0), (3, "list/1", 1.0)]
+    assert [t.parent for t in sampled.group.trajectories] == [None, 0, None, 2]
+    assert sampled.group.stats.duplicate_answers == 1
+
+
+async def test_solutions_are_compared_with_those_of_their_place(scene: Scene) -> None:
+    sampled = await sample(scene, TWO_LISTS, solutions=2, lists=2, baseline="position")
+    assert placed(sampled) == [(1, "place/0", 1.0), (1, "place/1", -1.0), (3, "place/0", 0.0), (3, "place/1", 1.0)]
+
+
+def test_places_take_several_lists() -> None:
+    with pytest.raises(ValidationError, match=r"lists \(1\) must be at least 2"):
+        SequentialSettings(baseline="position")
