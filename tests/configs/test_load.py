@@ -15,6 +15,7 @@ from configs.schema import RunConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "compare")  # those are no runs
+SAMPLERS = "'parallel', 'sequential', 'sesa', 'verbalized', 'tree', 'dde'"
 Write = Callable[[str], Path]
 
 
@@ -99,7 +100,7 @@ def test_a_union_without_a_name_is_its_default_member(write: Write) -> None:
         ("sampler: sesa", 'sampler: is a group of keys, got "sesa"'),
         (
             "sampler: {name: sessa}",
-            "sampler.name: should be one of 'parallel', 'sequential', 'sesa', 'verbalized', 'tree', 'dde', got \"sessa\"; did you mean 'sesa'?",
+            f"sampler.name: should be one of {SAMPLERS}, got \"sessa\"; did you mean 'sesa'?",
         ),
         ("sampler: {name: sesa, sketchs: 2}", "sampler.sketchs: unknown key; did you mean 'sketches'?"),
         ("sampler: {name: sesa, sketches: 1}", "sampler.sketches: should be greater than or equal to 2, got 1"),
@@ -164,7 +165,7 @@ def test_a_problem_of_the_file_is_one_line_that_names_it(write: Write, text: str
         ),
         (
             "sampler.name=sessa",
-            "sampler.name: should be one of 'parallel', 'sequential', 'sesa', 'verbalized', 'tree', 'dde', got \"sessa\"; did you mean 'sesa'?",
+            f"sampler.name: should be one of {SAMPLERS}, got \"sessa\"; did you mean 'sesa'?",
         ),
     ],
 )
