@@ -18,6 +18,21 @@ def write_durably(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
+def replace_durably(path: Path, data: bytes) -> None:
+    """Put a file's new contents in place of the old: whoever reads it finds the one or the other, whole.
+
+    After a crash `.NAME.partial` may lie beside it. Raises OSError.
+    """
+    partial = partial_of(path)
+    write_durably(partial, data)
+    rename_durably(partial, path)
+
+
+def partial_of(final: Path) -> Path:
+    """Where a file or folder lies until it is whole."""
+    return final.with_name(f".{final.name}.partial")
+
+
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -17,7 +17,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.schema import CheckpointSettings, RunConfig
-from learner.durable import sync, write_durably
+from learner.durable import partial_of, sync, write_durably
 from learner.learner_state import StateError, check_there
 from orchestration.dispatch import Dispatcher
 from orchestration.evaluation import Evaluation
@@ -100,7 +100,7 @@ class Checkpoints:
             await self._write(update, self.folder.partial(final), dispatcher, recorder)
         except (OSError, LearnerError, LedgerError, StateError) as error:
             with suppress(OSError):  # the room it took is needed, and ranks that are late must find it gone
-                self.folder.remove(self.folder.partial_of(final))
+                self.folder.remove(partial_of(final))
             failed = f"checkpoint of update {update} not written: {_cause(error)}"
             if recorder.is_over(update):
                 raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.schema import RunConfig
+from learner.durable import replace_durably
 from orchestration.evaluation import Evaluation
 from orchestration.held_out import evaluate
 from orchestration.metrics import read_metrics
@@ -80,4 +81,4 @@ def _lines(folder: RunFolder, last: int) -> list[dict[str, Any]]:
 def _rewrite(folder: RunFolder, lines: Sequence[dict[str, Any]]) -> None:
     # A few lines a run: writing them anew leaves the old file or the new one, whatever happens.
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    folder.replace(folder.evaluations, text.encode())
+    replace_durably(folder.evaluations, text.encode())

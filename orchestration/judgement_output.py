@@ -14,7 +14,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from configs.schema import RunConfig
-from learner.durable import rename_durably, write_durably
+from learner.durable import replace_durably
 from orchestration.evaluation import doublings
 from orchestration.judgement import RATIO_K, Figure, Judgement, gain
 from orchestration.judging import JudgedPolicy
@@ -52,9 +52,7 @@ def document(config: RunConfig, command: str, mode: Mode, plan: Plan, judged: Se
 
 def write(path: Path, contents: Mapping[str, Any]) -> None:
     """Whole or not at all. Raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
-    write_durably(partial, (json.dumps(contents, indent=1, allow_nan=False) + "\n").encode())
-    rename_durably(partial, path)
+    replace_durably(path, (json.dumps(contents, indent=1, allow_nan=False) + "\n").encode())
 
 
 def show(terminal: Terminal, config: RunConfig, mode: Mode, plan: Plan, judged: Sequence[JudgedPolicy]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from learner.durable import replace_durably
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateMetrics:
@@ -237,13 +239,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def write_summary(path: Path, summary: Summary) -> None:
     """Write summary.json whole or not at all; NaN and infinities become null."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(_finite(asdict(summary)), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_durably(path, (json.dumps(_finite(asdict(summary)), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _cut_unfinished_line(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgpack
 
+from learner.durable import replace_durably
 from learner.update_sums import UpdateSums
 from orchestration.learners import LearnerError
 
@@ -47,6 +48,4 @@ def read_batch(path: Path) -> list[bytes]:
 
 def _write(path: Path, groups: Sequence[bytes]) -> None:
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(msgpack.packb(list(groups)))
-    partial.rename(path)
+    replace_durably(path, msgpack.packb(list(groups)))

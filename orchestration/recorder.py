@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from actors.engine import EngineClock
 from configs.schema import RunConfig
+from learner.durable import replace_durably
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums
 from orchestration.budget import beyond_bound, is_over, is_stopped
@@ -237,10 +238,7 @@ class Recorder:
         )
 
     def _keep_sample(self, update: int, data: bytes) -> None:
-        final = self._folder.samples / f"update-{update:06d}.msgpack"
-        partial = final.with_suffix(".partial")
-        partial.write_bytes(data)
-        partial.rename(final)
+        replace_durably(self._folder.samples / f"update-{update:06d}.msgpack", data)
 
     def _idle_s(self, clocks: Sequence[EngineClock]) -> float:
         """Seconds since the last reading in which an engine neither stepped nor was paused for weights; mean."""

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from learner.durable import replace_durably
 from orchestration.metrics import read_metrics
 from orchestration.report_curves import STYLE as CURVES_STYLE
 from orchestration.report_curves import curves
@@ -81,9 +82,8 @@ def write_report(run_folder: Path) -> Path:
         )
     )
     path = run_folder / "report.html"
-    partial = path.with_name("report.html.partial")
-    partial.write_text(_PAGE.format(name=escape(name), style=_STYLE + CURVES_STYLE, body=body), encoding="utf-8")
-    return partial.replace(path)
+    replace_durably(path, _PAGE.format(name=escape(name), style=_STYLE + CURVES_STYLE, body=body).encode())
+    return path
 
 
 def _head(name: str, summary: dict[str, Any]) -> str:

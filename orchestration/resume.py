@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
-from learner.durable import rename_durably, sync
+from learner.durable import partial_of, rename_durably, replace_durably, sync
 from orchestration import evaluations
 from orchestration.budget import is_spent, is_stopped
 from orchestration.checkpoints import LEDGER, RunState, read_pivots, read_queue, read_state
@@ -115,14 +115,14 @@ def roll_back(point: ResumePoint) -> None:
     folder.remove_leftovers(point.state.update)
     for log in ("-wal", "-shm"):
         folder.ledger.with_name(folder.ledger.name + log).unlink(missing_ok=True)
-    partial = folder.ledger.with_name(f".{folder.ledger.name}.partial")
+    partial = partial_of(folder.ledger)
     shutil.copyfile(point.checkpoint / LEDGER, partial)
     sync(partial)
     rename_durably(partial, folder.ledger)
     os.truncate(folder.metrics, recorded)
     sync(folder.metrics)
     evaluations.roll_back(folder, point.state.update)
-    folder.replace(folder.config, to_yaml(point.config).encode())
+    replace_durably(folder.config, to_yaml(point.config).encode())
 
 
 def different(one: RunConfig, other: RunConfig) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from configs.schema import RunSettings
-from learner.durable import rename_durably, sync, write_durably
+from learner.durable import partial_of, rename_durably, replace_durably, sync
 
 
 class RunFolderError(ValueError):
@@ -96,12 +96,6 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
-    def replace(self, path: Path, data: bytes) -> None:
-        """Put a file's new contents in place of the old: whoever reads it finds the one or the other, whole."""
-        partial = self.partial_of(path)
-        write_durably(partial, data)
-        rename_durably(partial, path)
-
     def publish(self, partial: Path, final: Path) -> None:
         """Rename a finished folder into place: whoever reads `final` finds all of it or nothing."""
         for folder, _, files in os.walk(partial):
@@ -111,13 +105,9 @@ class RunFolder:
         self.remove(final)
         rename_durably(partial, final)
 
-    def partial_of(self, final: Path) -> Path:
-        """Where a file or folder lies until it is whole."""
-        return final.with_name(f".{final.name}.partial")
-
     def partial(self, final: Path) -> Path:
         """An empty folder beside `final` to write into."""
-        partial = self.partial_of(final)
+        partial = partial_of(final)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
@@ -148,7 +138,7 @@ class RunFolder:
 
     def point_to(self, checkpoint: Path) -> None:
         """`latest` names this checkpoint from now on."""
-        self.replace(self.checkpoints / "latest", f"{checkpoint.name}\n".encode())
+        replace_durably(self.checkpoints / "latest", f"{checkpoint.name}\n".encode())
 
     def keep_checkpoints(self, keep: int, best: int | None = None) -> None:
         """Remove all checkpoints but the newest `keep`, the one of update `best`, and the one `latest` names."""
@@ -166,13 +156,13 @@ class RunFolder:
 
     def remove_leftovers(self, update: int) -> None:
         """Remove what a crash left unfinished, and what was made after `update`."""
-        for folder in (self.path, self.checkpoints, self.samples):
+        for folder in (self.path, self.checkpoints, self.samples, self.nonfinite):
             for partial in folder.glob(".*.partial"):
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         for step in self.checkpoints.glob("step-*"):
             if step > self.checkpoint(update):
                 self.remove(step)
         for kept in (*self.samples.glob("update-*"), *self.nonfinite.glob("update-*")):
-            if kept.suffix == ".partial" or kept.stem > f"update-{update:06d}":
+            if kept.stem > f"update-{update:06d}":
                 kept.unlink()
         self.summary.unlink(missing_ok=True)

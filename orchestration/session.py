@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from actors.rollout_actor import RolloutActor
 from configs.load import to_yaml
 from configs.schema import RunConfig
+from learner.durable import replace_durably
 from learner.rank import LearnerRank
 from orchestration import cluster
 from orchestration.budget import is_spent
@@ -125,7 +126,7 @@ async def _run(
         f"training begins {time.monotonic() - began:.0f} s after the start"
     )
     if resume is None:
-        folder.replace(folder.config, to_yaml(config).encode())  # from here on there is something to keep
+        replace_durably(folder.config, to_yaml(config).encode())  # from here on there is something to keep
     else:
         roll_back(resume)
     with closing(Ledger(folder.ledger)) as ledger:

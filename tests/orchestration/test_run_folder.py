@@ -194,8 +194,8 @@ def test_leftovers_and_what_came_later_are_removed(tmp_path: Path) -> None:
         for kept in (folder.samples, folder.nonfinite):
             kept.mkdir(exist_ok=True)
             (kept / f"update-{step:06d}.msgpack").write_text("x")
-    (folder.samples / "update-000005.partial").write_text("x")
-    (folder.nonfinite / "update-000005.partial").write_text("x")
+    (folder.samples / ".update-000005.msgpack.partial").write_text("x")
+    (folder.nonfinite / ".update-000005.msgpack.partial").write_text("x")
     folder.partial(folder.checkpoint(6))
     folder.partial(folder.policy)
     folder.summary.write_text("{}")
