@@ -78,8 +78,16 @@ class Chat:
         return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)).strip()
 
     def pieces(self, token_ids: Ints) -> list[str]:
-        """What each token says alone, special ones nothing; a character of several tokens is in none of them."""
-        return [str(self._tokenizer.decode([token], skip_special_tokens=True)) for token in token_ids.tolist()]
+        """What each token adds to the text, special ones nothing; a character of several tokens is in none of them."""
+        ids = token_ids.tolist()
+        if not ids:
+            return []
+        # Behind the token before it: alone, some tokenizers leave out the blank a word begins with.
+        pairs = [ids[max(i - 1, 0) : i + 1] for i in range(len(ids))]
+        together, alone = (
+            self._tokenizer.batch_decode(of, skip_special_tokens=True) for of in (pairs, [[token] for token in ids])
+        )
+        return [str(pair[len(before) :]) for pair, before in zip(together, ["", *alone], strict=False)]
 
     def is_closed(self, token_ids: Ints) -> bool:
         """Whether sampled tokens end their own turn."""

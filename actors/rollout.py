@@ -60,6 +60,7 @@ class Rollout:
 
     def __init__(self, ticket: Ticket, shared: Shared) -> None:
         self.ticket = ticket
+        self.tokens_per_turn = shared.config.rollout.tokens_per_turn
         self.env_steps = 0
         self.keep_turns = False  # of the episodes played from now on: a sampler that branches asks for them
         self.chat = shared.chat
@@ -72,6 +73,10 @@ class Rollout:
     def opening(self, words: str = "") -> Ints:
         """Tokens (n,) of rules, first message and `words` behind it."""
         return self.chat.opening(self.env.rules, self.first_message + words)
+
+    def has_room(self, context_ids: Ints, tokens: int) -> bool:
+        """Whether that many tokens fit behind a context (n,)."""
+        return len(context_ids) + tokens <= self._shared.config.model.max_model_len
 
     def guided_frame(self) -> Frame:
         """The opening of stage II, to be put around the tokens of a sketch."""
@@ -108,7 +113,7 @@ class Rollout:
                 if self.keep_turns:
                     turns.append(Turn(len(segments) - len(said), await self.env_call(env.snapshot), reward))
                 context_ids = np.concatenate([s.token_ids for s in segments])
-                room = self._shared.config.rollout.tokens_per_turn - sum(map(len, said))
+                room = self.tokens_per_turn - sum(map(len, said))
                 completion = await self.sample(context_ids, room, f"{purpose}/{len(segments)}")
                 if completion is None:
                     reward += await self.env_call(env.cut)
@@ -144,9 +149,13 @@ class Rollout:
         """An environment of its own at the ticket's episode, from its beginning or as it was in a turn."""
         if turn is None:
             return (await self.new_episode())[0]
-        env = self._shared.make_env()
-        await self.env_call(env.restore, turn.snapshot)
-        return env
+
+        def restored() -> TextEnv:
+            env = self._shared.make_env()
+            env.restore(turn.snapshot)
+            return env
+
+        return await self.env_call(restored)
 
     async def env_call(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run an environment's call off the event loop, within its time limit. Raises EnvironmentFailure."""

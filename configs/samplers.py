@@ -112,13 +112,19 @@ class TreeSettings(Settings):
     forks: PositiveInt = Field(2, description="tokens a round forks at, the least likely of the tree")
     branches: PositiveInt = Field(2, description="continuations of a fork")
 
+    @model_validator(mode="after")
+    def _leaves_are_compared(self) -> TreeSettings:
+        if self.trees == 1 and not self.rounds:
+            raise ValueError("trees (1) without rounds (0) is one solution, which there is nothing to compare with")
+        return self
+
 
 class DdeSettings(Settings):
     """Dense resampling from pivots deep in failed trajectories (DEEP-GRPO, arXiv 2602.14169)."""
 
     name: Literal["dde"] = "dde"
     root: Annotated[ParallelSettings | SesaSettings, Field(discriminator="name")] = ParallelSettings()
-    branches: PositiveInt = Field(8, description="continuations of a pivot")
+    branches: PositiveInt = Field(8, description="continuations of a pivot, compared with each other")
     rule: Literal["learned", "random", "root", "oracle"] = Field(
         "learned", description="which state of a failed trajectory is its pivot; oracle asks the environment's solver"
     )

@@ -47,10 +47,17 @@ def each_alone(rows: Sequence[TrainingRow]) -> list[Unit]:
 
 def shared_units(rows: Sequence[TrainingRow], most: int) -> list[Unit]:
     """Rows of one group together as far as they begin alike, in units of at most `most` tokens but for single rows."""
-    groups: dict[int, list[int]] = defaultdict(list)
+    alike: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        groups[row.group].append(number)
-    return [unit for members in groups.values() for unit in _units_of_group(rows, members, most)]
+        # Solutions of a prompt, branches of a pivot: all before their first trained token is the same.
+        alike[row.group, row.token_ids[: row.targets[0]].tobytes()].append(number)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for (group, _), members in alike.items():
+        if len(members) == 1:
+            groups[group] += members
+    together = [members for members in (*alike.values(), *groups.values()) if len(members) > 1]
+    alone = [members for members in groups.values() if len(members) == 1]
+    return [unit for members in (*together, *alone) for unit in _units_of_group(rows, members, most)]
 
 
 def _units_of_group(rows: Sequence[TrainingRow], members: Sequence[int], most: int) -> Iterator[Unit]:

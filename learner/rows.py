@@ -48,17 +48,21 @@ class TrainingRow:
 def training_rows(groups: Sequence[Group], config: RunConfig) -> list[TrainingRow]:
     """All rows of a batch, with advantages inside each baseline of each stream and shares over the whole batch."""
     advantages = credit_advantages(groups, config)
-    trained = {place: _trained(groups, place, config) for place in advantages}
+    trained = {place: place in advantages and _trained(groups, place, config) for place in _places(groups)}
     shares = stream_shares(_credit_lengths(groups, trained), config)
     rows = []
     for g, r, group, row in _numbered_rows(groups):
-        judged = [(advantages[g, r, c], trained[g, r, c]) for c in range(len(row.credits))]
+        judged = [(advantages.get((g, r, c), 0.0), trained[g, r, c]) for c in range(len(row.credits))]
         rows.append(_training_row(g, group, row, judged, shares, config.grpo.importance.cap))
     return rows
 
 
 def credit_advantages(groups: Sequence[Group], config: RunConfig) -> dict[Place, float]:
-    """The advantage of each credit: rewards, less what overlong answers lose, compared inside one baseline."""
+    """The advantage of each credit: rewards, less what overlong answers lose, compared inside one baseline.
+
+    Where groups without signal are dropped, so is a baseline of equal rewards in a group with signal elsewhere (pivots
+    without a way out): its credits are not in the result, so not trained, and their tokens dilute no stream's mean.
+    """
     members: dict[tuple[int, Stream, str], list[Place]] = defaultdict(list)
     result: dict[Place, float] = {}
     for g, r, _, row in _numbered_rows(groups):
@@ -67,10 +71,18 @@ def credit_advantages(groups: Sequence[Group], config: RunConfig) -> dict[Place,
                 members[g, credit.stream, credit.baseline].append((g, r, c))
             else:
                 result[g, r, c] = credit.advantage
-    for places in members.values():
-        rewards = np.array([_reward(groups, place, config) for place in places])
-        result |= zip(places, group_advantages(rewards, config.grpo.normalize_std).tolist(), strict=True)
+    rewards = {key: np.array([_reward(groups, place, config) for place in places]) for key, places in members.items()}
+    telling = {key for key, found in rewards.items() if found.max() > found.min()}
+    heard = {g for g, _, _ in telling} if config.grpo.drop_zero_signal else set()
+    for key, places in members.items():
+        if key in telling or key[0] not in heard:
+            advantages = group_advantages(rewards[key], config.grpo.normalize_std)
+            result |= zip(places, advantages.tolist(), strict=True)
     return result
+
+
+def _places(groups: Sequence[Group]) -> Iterator[Place]:
+    return ((g, r, c) for g, r, _, row in _numbered_rows(groups) for c in range(len(row.credits)))
 
 
 def _reward(groups: Sequence[Group], place: Place, config: RunConfig) -> float:

@@ -110,13 +110,9 @@ class PolicyLearner:
             return self._logprobs(self.engine, batches)
 
     def _step(
-        self,
-        batches: Sequence[MicroBatch],
-        old: Sequence[Tensor] | None,
-        reference: Sequence[Tensor] | None,
-        chosen: Sequence[Tensor] | None,
-        version: int,
-    ) -> UpdateSums:
+        self, batches: Sequence[MicroBatch], old: Sequence[Tensor] | None, reference: Sequence[Tensor] | None,
+        chosen: Sequence[Tensor] | None, version: int,
+    ) -> UpdateSums:  # fmt: skip
         """One optimizer step over all micro-batches."""
         sums = []
         for number, batch in enumerate(batches):
@@ -124,14 +120,10 @@ class PolicyLearner:
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             logprobs, entropy = self._forward(self.engine, batch, self._config.grpo.entropy.name == "bonus")
             loss = batch_loss(
-                batch,
-                logprobs,
-                entropy,
-                logprobs.detach() if old is None else old[number],
-                None if reference is None else reference[number],
-                None if chosen is None else chosen[number],
+                batch, logprobs, entropy, logprobs.detach() if old is None else old[number],
+                None if reference is None else reference[number], None if chosen is None else chosen[number],
                 self._config.grpo,
-            )
+            )  # fmt: skip
             total = float(loss.total)
             # DeepSpeed averages gradients over ranks; the loss is a sum over all of them. A loss that is no number
             # makes every gradient none, on all ranks: DeepSpeed then leaves out the step.

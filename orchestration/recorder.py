@@ -29,7 +29,7 @@ from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, write_summ
 from orchestration.places import RolloutError
 from orchestration.replay_queue import Depth, Taken
 from orchestration.run_folder import RunFolder
-from orchestration.totals import RecorderState, Spans, Totals
+from orchestration.totals import RecorderState, Spans, Totals, Unrecorded
 
 if TYPE_CHECKING:
     from orchestration.session import Processes
@@ -51,8 +51,11 @@ class Recorder:
         self._processes, self._learners, self._dispatcher = processes, learners, dispatcher
         self._log = MetricsLog(folder.metrics)
         self._totals = replace(state.totals) if state is not None else Totals()
+        self._totals.beyond_stop, self._totals.stop = self._totals.beyond(config.run.stop), config.run.stop
         self.last: UpdateMetrics | None = None
-        self._waits_s = 0.0
+        # Of the process before: clocks of new engines know nothing of it.
+        self._earlier = state.unrecorded if state is not None else Unrecorded()
+        self._waits_s = self._earlier.learner_waits_s
         self._evaluation_tokens = 0  # since the update before
         self._last = time.monotonic()
         self._clocks: list[EngineClock] = []
@@ -75,7 +78,7 @@ class Recorder:
     async def begin(self) -> None:
         """Training begins now: what came before is start-up."""
         self._clocks = await self._read_clocks()
-        self._last = time.monotonic()
+        self._last = time.monotonic() - self._earlier.wall_s
 
     @contextmanager
     def learner_waits(self) -> Iterator[None]:
@@ -90,9 +93,10 @@ class Recorder:
         """Write and show one update; keep a sample of its groups where due."""
         clocks, depth = await asyncio.gather(self._read_clocks(), self._read_depth())
         now = time.monotonic()
-        tokens = tokens_between(self._clocks, clocks) - self._evaluation_tokens
+        tokens = self._earlier.tokens + tokens_between(self._clocks, clocks) - self._evaluation_tokens
         spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync, tokens)
         self._last, self._waits_s, self._clocks, self._evaluation_tokens = now, 0.0, clocks, 0
+        self._earlier = Unrecorded()
         metrics = self._metrics(update, taken, sums, depth, spans)
         self._log.append(metrics)
         self.last = metrics
@@ -122,8 +126,10 @@ class Recorder:
         self._console.say(f"warning: {text}")
 
     def state(self) -> RecorderState:
-        """For a checkpoint."""
-        return RecorderState(time.monotonic() - self._began, replace(self._totals), self._log.position())
+        """For a checkpoint, together with the dispatcher's and its ledger as they are at the same moment."""
+        now = time.monotonic()
+        unrecorded = Unrecorded(self._dispatcher.sampled.sampled_tokens, now - self._last, self._waits_s)
+        return RecorderState(now - self._began, replace(self._totals), self._log.position(), unrecorded)
 
     async def compare_logprobs(self, evaluation: Evaluation) -> None:
         """Engine against learner on evaluation samples: of the learner's own version, whatever the lag of training."""

@@ -81,6 +81,7 @@ def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path
     state = read_state(checkpoint)
     _check_updates(folder, config, state)
     _check_metrics(folder, state)
+    _check_evaluations(folder)
     queued = read_queue(checkpoint)
     if len(queued) > config.queue.max_groups:
         raise ResumeError(
@@ -154,8 +155,18 @@ def _check_updates(folder: RunFolder, config: RunConfig, state: RunState) -> Non
             f"{folder.path} is finished: {tokens} tokens of run.max_tokens={config.run.max_tokens}; go on with "
             f"run.max_tokens={2 * tokens} or so"
         )
-    if is_stopped(config.run, state.recorder.totals.beyond_stop) and folder.summary.exists():
-        raise ResumeError(f"{folder.path} is finished: run.stop was reached; go on with run.stop=null")
+    if is_stopped(config.run, state.recorder.totals.beyond(config.run.stop)) and folder.summary.exists():
+        raise ResumeError(f"{folder.path} is finished: run.stop was reached; go on with run.stop=null or another rule")
+
+
+def _check_evaluations(folder: RunFolder) -> None:
+    """Raises ResumeError when the log of evaluations, which is to be taken back too, cannot be read."""
+    try:
+        read_metrics(folder.evaluations)
+    except FileNotFoundError:
+        pass  # a run may die before its first line
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"{error}: mend it, or move {folder.evaluations.name} away") from error
 
 
 def _check_metrics(folder: RunFolder, state: RunState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from configs.schema import StopSettings
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums
 from orchestration.sampled import Sampled
@@ -44,7 +45,8 @@ class Totals:
     groups_without_signal: int = 0
     sketches: int = 0
     duplicate_sketches: int = 0
-    beyond_stop: int = 0  # updates in a row beyond the bound of run.stop
+    beyond_stop: int = 0  # updates in a row beyond the bound of `stop`
+    stop: StopSettings | None = None  # the rule that count is of: under another one it says nothing
 
     def add(self, sums: UpdateSums, spans: Spans, lag_max: int) -> None:
         self.training_s += spans.wall_s
@@ -66,6 +68,10 @@ class Totals:
         self.sketches += sampled.stats.sketches + sampled.stats.resampled_sketches
         self.duplicate_sketches += sampled.stats.duplicate_sketches
 
+    def beyond(self, stop: StopSettings | None) -> int:
+        """Updates in a row beyond the bound of this rule, as far as they were counted under it."""
+        return self.beyond_stop if stop == self.stop else 0
+
     def compare(self, sums: UpdateSums) -> None:
         self.own_tokens += sums.own_tokens
         self.own_abs_diff += sums.own_abs_diff
@@ -73,9 +79,25 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """Spent on training between the last update's line and the checkpoint; the next line's.
+
+    tokens: of tickets that ended, as those in flight are sampled again. Seconds: in all, and waiting for a batch.
+    """
+
+    tokens: int = 0
+    wall_s: float = 0.0
+    learner_waits_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RecorderState:
-    """What a checkpoint keeps: seconds since the run's start, sums so far, and where metrics.jsonl ended, bytes."""
+    """What a checkpoint keeps: seconds since the run's start, sums so far, and where metrics.jsonl ended, bytes.
+
+    The sums are those of the last update: what was spent since does not end a run before its next update.
+    """
 
     elapsed_s: float
     totals: Totals
     metrics_bytes: int
+    unrecorded: Unrecorded = Unrecorded()

@@ -164,7 +164,9 @@ def branch_rows(pivot: Pivot, branches: Sequence[Trajectory], first: int, rows: 
     """
     segments = pivot.episode.trajectory.segments
     for number, branch in enumerate(branches, first):
-        for row in (row for row in rows if row.trajectory == pivot.parent and is_trainable(branch)):
+        for row in rows:
+            if row.trajectory != pivot.parent or not row.credits[0].weight or not is_trainable(branch):
+                continue
             context_ids = row.context_ids
             if context_ids is not None:
                 shared = (segment.token_ids for segment in segments[row.first : pivot.segment])

@@ -76,6 +76,9 @@ class SequentialSampler:
         for again in range(tries):
             before = self._before(rollout, attempts)
             context_ids = np.concatenate([s.token_ids for s in before])
+            # An answer that only the context cuts short is no fault of the policy: the list ends before it.
+            if attempts.kept and not rollout.has_room(context_ids, rollout.tokens_per_turn):
+                return False
             purpose = f"list/{attempts.number}/solution/{number}/{again}"
             played = (await rollout.play(context_ids, purpose)).trajectory
             own = without_open_turn(played.segments)[1:]  # a failed episode may have ended before its next answer
@@ -116,7 +119,9 @@ class SequentialSampler:
         """Whether a solution says nothing readable or was there before; a failed episode is neither."""
         if trajectory.verdict in (Verdict.FAILED, Verdict.UNPARSABLE):
             return trajectory.verdict is Verdict.UNPARSABLE
-        key = identity(_words(rollout, own), trajectory.answer, self._settings.duplicate_of)
+        words = _words(rollout, own)
+        # Where nothing could be done there is no answer to compare: then it is the words.
+        key = identity(words, trajectory.answer or words, self._settings.duplicate_of)
         if key not in attempts.known:
             attempts.known.add(key)
             return False

@@ -61,13 +61,14 @@ class SesaSampler:
                     index, 1, (solution_credit(trajectory, "plain", self._settings.plain_weight),),
                     context_ids, self._settings.plain_importance_cap,
                 )  # fmt: skip
-            # Without a sketch both rows would be the same: the plain one is enough.
-            twice = self._settings.train_on == "both" and trajectory.sketch is None
-            if self._settings.train_on in ("guided", "both") and not twice:
+            if self._settings.train_on in ("guided", "both"):
                 # With several expansions of a sketch, its solutions are compared with each other alone.
                 several = self._settings.expansions_per_sketch > 1 and trajectory.sketch is not None
                 baseline = f"guided/{trajectory.sketch}" if several else "guided"
-                yield Row(index, 1, (solution_credit(trajectory, baseline, self._settings.guided_weight),))
+                # Without a sketch both rows are the same: this one then counts in its baseline and trains nothing.
+                twice = self._settings.train_on == "both" and trajectory.sketch is None
+                weight = 0.0 if twice else self._settings.guided_weight
+                yield Row(index, 1, (solution_credit(trajectory, baseline, weight),))
 
     def _reward(self, k: int, sketch: Sketch, solutions: Sequence[Trajectory]) -> float | None:
         """What sketch k earns, of the rewards of its expansions; None where all of those failed."""

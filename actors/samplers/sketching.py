@@ -52,6 +52,8 @@ class SketchList:
         chat, settings = self._rollout.chat, self._settings
         before = self._before(number)
         context_ids = np.concatenate([s.token_ids for s in before])
+        if number and not self._rollout.has_room(context_ids, settings.sketch_tokens):
+            return False
         tries = 1 + (settings.max_resamples if settings.duplicates == "resample" else 0)
         for attempt in range(tries):
             purpose = f"sketch/{number}/{attempt}"

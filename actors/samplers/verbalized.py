@@ -139,5 +139,5 @@ def _rows(judged: Sequence[Trajectory], first: int) -> Iterator[Row]:
 
 def _repeats(judged: Sequence[Trajectory]) -> int:
     """Candidates of an answer that say what an earlier one of it did."""
-    answers = [t.answer for t in judged if t.verdict in (Verdict.SOLVED, Verdict.WRONG)]
+    answers = [t.answer for t in judged if t.verdict in (Verdict.SOLVED, Verdict.WRONG) and t.answer]
     return len(answers) - len(set(answers))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from actors.chat import Chat
 from actors.episode import Episode, Turn
@@ -15,7 +17,7 @@ from actors.samplers.recoverability import Recoverability
 from configs.samplers import DdeSettings
 from envs.base import Snapshot
 from envs.trajectory import Ints, Role, Trajectory, Verdict
-from tests.builders import answer, ints, observation, prompt
+from tests.builders import CHATML, END, START, answer, ints, observation, prompt
 
 SNAPSHOT = Snapshot(0, (), {}, 0, (), False, "")
 
@@ -207,3 +209,19 @@ def test_guided_and_sketch_segments_are_no_answers_to_cut() -> None:
     )
     assert guided.segments[0].role is Role.PROMPT
     assert places(found) == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("layout", ["metaspace", "replaced"])
+def test_sentences_end_also_where_a_tokenizer_hides_the_blank_before_a_word(layout: str) -> None:
+    """Of SentencePiece's kind: a token decoded alone has lost the blank it begins with."""
+    words = ["<unk>", "▁One", ".", "▁Two", "!", "▁Three"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.decoder = {
+        "metaspace": decoders.Metaspace(),
+        "replaced": decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
+    }[layout]
+    tokenizer.add_special_tokens([START, END])
+    chat = Chat(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=CHATML))
+    pieces = chat.pieces(ints(1, 2, 3, 4, 5))
+    assert "".join(pieces) == "One. Two! Three"
+    assert list(sentence_ends(pieces)) == [2, 4]

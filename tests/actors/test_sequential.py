@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
 from configs.samplers import SequentialSettings
-from envs.base import TextEnv
+from envs.base import Outcome, TextEnv
 from envs.codec import encode_group
 from envs.trajectory import Credit, Group, GroupStats, Role, Row, Stream, Verdict
 from learner.rows import training_rows
@@ -387,3 +387,30 @@ async def test_solutions_are_compared_with_those_of_their_place(scene: Scene) ->
 def test_places_take_several_lists() -> None:
     with pytest.raises(ValidationError, match=r"lists \(1\) must be at least 2"):
         SequentialSettings(baseline="position")
+
+
+# --- room, and what has no answer ------------------------------------------------------------------------------------
+
+
+async def test_a_list_ends_before_a_solution_that_only_the_context_would_cut(scene: Scene) -> None:
+    """The prompt has 73 tokens, a solution and the next request 80: a third would have 17 of 20 tokens left."""
+    policy = ScriptedPolicy(lambda _: "win 1")
+    opened = len((await scene.rollout(policy)).opening())
+    rollout = await scene.rollout(policy, rollout={"tokens_per_turn": 20}, model={"max_model_len": opened + 130})
+    group = await build_sampler(SequentialSettings(solutions=8)).sample_group(rollout)
+    longest = max(len(request.context_ids) for request in policy.requests)
+    assert 1 < len(group.trajectories) < 8
+    assert longest + 20 <= opened + 130
+    assert {t.verdict for t in group.trajectories} == {Verdict.SOLVED}
+
+
+async def test_different_words_that_do_nothing_are_no_repeats(scene: Scene) -> None:
+    class NothingDone(ScriptedEnv):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            outcome = Outcome(Verdict.WRONG, "")
+            return "Illegal.", -0.5, True, False, {"outcome": outcome}
+
+    said = {f"list/0/solution/{i}/0/1": words for i, words in enumerate(["go north", "go south", "go north"])}
+    sampled = await sample(scene, said, solutions=3, make_env=NothingDone)
+    assert sampled.rewards[0] == [-0.5, -0.5, -1.0]
+    assert sampled.group.stats.duplicate_answers == 1

@@ -141,3 +141,22 @@ def test_without_packing_rows_stay_whole() -> None:
     rows = family(0, [1, 2], [3])
     [[batch]] = plan_rows(rows, DeepspeedSettings(ranks=1, packing=False))
     assert sorted((unit.rows, unit.prefix) for unit in batch) == [((0,), 0), ((1,), 0)]
+
+
+def test_branches_of_a_pivot_share_all_that_came_before_it() -> None:
+    """Four solutions of a prompt of 10 tokens, two branches behind 30 tokens, two behind 40, and one row of its own."""
+    contexts = [list(range(10))] * 4 + [list(range(30))] * 2 + [list(range(40))] * 2 + [list(range(20))]
+    rows = [row(0, *context, *[99] * 5, first_target=len(context)) for context in contexts]
+    units = {unit.rows: (unit.prefix, unit.tokens) for unit in shared_units(rows, most=10_000)}
+    assert units == {
+        (0, 1, 2, 3): (10, 10 + 4 * 5),
+        (4, 5): (30, 30 + 2 * 5),
+        (6, 7): (40, 40 + 2 * 5),
+        (8,): (0, 25),
+    }
+
+
+def test_rows_whose_contexts_differ_share_what_they_begin_with() -> None:
+    contexts = [[*range(12), 50 + i] for i in range(3)]
+    [unit] = shared_units([row(0, *context, 98, 99, first_target=len(context)) for context in contexts], most=10_000)
+    assert (unit.rows, unit.prefix, unit.tokens) == ((0, 1, 2), 12, 12 + 3 * 3)

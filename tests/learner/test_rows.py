@@ -138,8 +138,28 @@ def test_rewards_are_compared_inside_one_baseline_of_one_stream_of_one_group() -
     again = [Row(0, 1, (replace(a, reward=9.0),)), Row(1, 1, (replace(a, reward=8.0),))]
     groups = [one_group(solution(1.0), solution(0.0), sketch_list(), rows=rows)]
     groups += [one_group(solution(9.0), solution(8.0), rows=again)]
-    advantages = [row.advantages[0] for row in training_rows(groups, CENTRED)]
+    kept = run_config(normalize_std=False, drop_zero_signal=False)
+    advantages = [row.advantages[0] for row in training_rows(groups, kept)]
     assert advantages == [0.5, -0.5, 0.5, -0.5, 0.0, 0.5, -0.5]
+
+
+def test_a_baseline_of_equal_rewards_dilutes_nothing_where_groups_like_it_are_dropped() -> None:
+    """Two pivots of one group: the branches of the second all fail. Those of the first alone make the stream's mean."""
+    rewards = {"branch/0": (1.0, 0.0), "branch/1": (0.0, 0.0)}
+    rows = [
+        Row(0, 1, (Credit(1, 2, Stream.BRANCH, baseline, reward),))
+        for baseline, pair in rewards.items()
+        for reward in pair
+    ]
+    groups = [one_group(solution(1.0, tokens=2), rows=rows)]
+    useful, other, *dead = training_rows(groups, CENTRED)
+    assert useful.loss_weights.tolist() == other.loss_weights.tolist() == [0.25, 0.25]
+    assert [len(row.targets) for row in dead] == [0, 0]
+    everything = training_rows(groups, run_config(normalize_std=False, drop_zero_signal=False))
+    assert [row.loss_weights.tolist() for row in everything] == [[0.125, 0.125]] * 4
+    # A group that has no signal anywhere was kept on purpose, or is not this function's to drop.
+    alone = [one_group(solution(1.0, tokens=2), rows=rows[2:])]
+    assert [len(row.targets) for row in training_rows(alone, CENTRED)] == [2, 2]
 
 
 def test_advantages_are_divided_where_asked() -> None:
