@@ -27,7 +27,9 @@ class SequentialSettings(Settings):
     solutions: int = Field(8, ge=2, description="solutions of one list")
     lists: PositiveInt = Field(1, description="independent lists of a prompt")
     baseline: Literal["list", "position"] = Field(
-        "list", description="a solution is compared with those of its list, or with those of its place in all lists"
+        "list",
+        description="a solution is compared with those of its list; or with those of its place in all lists, unless "
+        "the lists are all alike",
     )
     history: History = Field("tokens", description="earlier solutions as the same conversation, or told in the prompt")
     train_on: Literal["guided", "plain", "both"] = Field(

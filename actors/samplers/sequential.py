@@ -7,7 +7,7 @@ repeated or unreadable one by a reward below a miss.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -56,10 +56,11 @@ class SequentialSampler:
         lists = await asyncio.gather(*(self._list(rollout, number) for number in range(self._settings.lists)))
         trajectories: list[Trajectory] = []
         rows: list[Row] = []
+        by_place = self._settings.baseline == "position" and not _alike(lists)
         for attempts in lists:
             before = len(trajectories)
             trajectories += [_moved(trajectory, before) for trajectory in attempts.trajectories]
-            own = (*self._rows(attempts), *self._plain_rows(attempts, rollout.opening()))
+            own = (*self._rows(attempts, by_place), *self._plain_rows(attempts, rollout.opening()))
             rows += [replace(row, trajectory=row.trajectory + before) for row in own]
         stats = GroupStats(duplicate_answers=sum(a.repeated for a in lists), env_steps=rollout.env_steps)
         return Group(rollout.ticket, "sequential", tuple(trajectories), tuple(rows), stats)
@@ -93,6 +94,8 @@ class SequentialSampler:
             attempts.trajectories.append(whole)
             rejected = self._is_rejected(rollout, attempts, whole, own)
             reward = self._settings.rejected_reward if rejected else whole.reward
+            if whole.verdict is Verdict.UNPARSABLE:
+                reward += whole.reward  # its penalty on top, or saying nothing would be as good as a repeat
             place = (number, len(attempts.trajectories) - 1, len(before), len(whole.segments))
             attempt = Attempt(*place, reward, plain=not attempts.kept)
             if not rejected or again == tries - 1:
@@ -128,7 +131,7 @@ class SequentialSampler:
         attempts.repeated += 1
         return self._settings.duplicates != "keep"
 
-    def _rows(self, attempts: Attempts) -> Iterator[Row]:
+    def _rows(self, attempts: Attempts, by_place: bool) -> Iterator[Row]:
         """Solutions behind the ones before them: one row for a conversation, with a credit for each solution in it."""
         if self._settings.train_on == "plain":
             return
@@ -137,10 +140,10 @@ class SequentialSampler:
             for part in (attempts.kept, attempts.taken_back)
         )
         if self._settings.history == "tokens" and kept:
-            yield Row(kept[-1].trajectory, 1, tuple(self._credit(attempts, attempt) for attempt in kept))
+            yield Row(kept[-1].trajectory, 1, tuple(_credit(attempts, attempt, by_place) for attempt in kept))
             kept = []
         for attempt in (*kept, *taken_back):
-            yield Row(attempt.trajectory, attempt.first, (self._credit(attempts, attempt),))
+            yield Row(attempt.trajectory, attempt.first, (_credit(attempts, attempt, by_place),))
 
     def _plain_rows(self, attempts: Attempts, plain_ids: Ints) -> Iterator[Row]:
         """The solutions under the plain prompt. The first was sampled there: with `both` the list's row has it."""
@@ -153,10 +156,15 @@ class SequentialSampler:
             credit = Credit(attempt.first, attempt.end, Stream.SOLUTION, "plain", attempt.reward)
             yield Row(attempt.trajectory, attempt.first, (credit,), None if attempt.plain else plain_ids)
 
-    def _credit(self, attempts: Attempts, attempt: Attempt) -> Credit:
-        by_place = self._settings.baseline == "position"
-        baseline = f"place/{attempt.number}" if by_place else f"list/{attempts.number}"
-        return Credit(attempt.first, attempt.end, Stream.SOLUTION, baseline, attempt.reward)
+
+def _alike(lists: Sequence[Attempts]) -> bool:
+    """Whether all lists earn the same place by place, as a dead policy's do: then places have nothing to compare."""
+    return len({tuple(attempt.reward for attempt in attempts.kept) for attempts in lists}) == 1
+
+
+def _credit(attempts: Attempts, attempt: Attempt, by_place: bool) -> Credit:
+    baseline = f"place/{attempt.number}" if by_place else f"list/{attempts.number}"
+    return Credit(attempt.first, attempt.end, Stream.SOLUTION, baseline, attempt.reward)
 
 
 def _moved(trajectory: Trajectory, by: int) -> Trajectory:

@@ -414,3 +414,22 @@ async def test_different_words_that_do_nothing_are_no_repeats(scene: Scene) -> N
     sampled = await sample(scene, said, solutions=3, make_env=NothingDone)
     assert sampled.rewards[0] == [-0.5, -0.5, -1.0]
     assert sampled.group.stats.duplicate_answers == 1
+
+
+async def test_lists_that_are_all_alike_are_compared_inside_themselves(scene: Scene) -> None:
+    """A dead policy's: by place every reward is the same, inside a list the repeat is worse than what it repeats."""
+    said: dict[str, Said] = {f"list/{i}/solution/{k}/0/1": "win 1" for i in range(2) for k in range(2)}
+    sampled = await sample(scene, said, solutions=2, lists=2, baseline="position")
+    assert placed(sampled) == [(1, "list/0", 1.0), (1, "list/0", -1.0), (3, "list/1", 1.0), (3, "list/1", -1.0)]
+    assert sampled.group.has_signal
+
+
+async def test_what_an_unreadable_solution_costs_comes_on_top(scene: Scene) -> None:
+    class Strict(ScriptedEnv):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            text, reward, *rest = super().step(action)
+            return (text, reward if action else -0.25, *rest)  # type: ignore[return-value]
+
+    said = {"list/0/solution/0/0/1": "", "list/0/solution/1/0/1": "lose 0", "list/0/solution/2/0/1": "lose 0"}
+    sampled = await sample(scene, said, solutions=3, make_env=lambda: Strict(max_turns=1))
+    assert sampled.rewards[0] == [-1.25, 0.0, -1.0]
