@@ -59,7 +59,7 @@ def receipt_of(group: Group, state: str, cause: str, targets: int | None = None)
         pivots=group.pivots,
         covered=bool(right),
         targets=targets,
-        question="" if targets is None else _question(group),
+        question="" if targets is None else question_of(group),
         found=() if targets is None else tuple(sorted(right)),
         branch_tokens=sum(t.sampled_tokens for t in group.trajectories if is_branch(t, group)),
     )
@@ -90,8 +90,7 @@ def all_cut(group: Group) -> bool:
     )
 
 
-def _question(group: Group) -> str:
-    """Equal for groups whose first trajectory was sampled behind the same prompt, such as one map of several."""
-    if not group.trajectories:
-        return ""
-    return blake2b(group.trajectories[0].segments[0].token_ids.tobytes(), digest_size=8).hexdigest()
+def question_of(group: Group) -> str:
+    """Equal for groups sampled behind the same prompt, such as one map of several; empty where none was known."""
+    first = next((t.segments[0] for t in group.trajectories if t.segments), None)
+    return "" if first is None else blake2b(first.token_ids.tobytes(), digest_size=8).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from configs.samplers import SamplerSettings
 from configs.schema import RunConfig
 from envs.codec import encode_group
 from envs.registry import make_env
-from envs.trajectory import Group, Ticket, Verdict
+from envs.trajectory import Group, Ticket, Trajectory, Verdict
 
 
 class RolloutActor:
@@ -64,7 +63,7 @@ class RolloutActor:
             return Receipt(ticket, "failed", f"{type(error).__name__}: {_last_line(error)}")
 
     async def sample_held_out(self, tickets: Sequence[Ticket], samples: int, by: SamplerSettings | None) -> list[bytes]:
-        """Encoded groups of held-out tickets: plain-prompt solutions, or `by` a sampler. A ticket that fails raises."""
+        """Encoded groups of held-out tickets: plain-prompt solutions, or `by` a sampler."""
         sampler = ParallelSampler(samples) if by is None else build_sampler(by)
         groups = await asyncio.gather(*(self._sample_insisting(ticket, sampler) for ticket in tickets))
         return [encode_group(group) for group in groups]
@@ -99,10 +98,13 @@ class RolloutActor:
         return await sampler.sample_group(rollout)
 
     async def _sample_insisting(self, ticket: Ticket, sampler: Sampler) -> Group:
-        for _ in range(self._config.rollout.max_attempts - 1):
-            with suppress(EnvironmentFailure):
+        cause = ""
+        for _ in range(self._config.rollout.max_attempts):
+            try:
                 return await self._sample_group(ticket, sampler)
-        return await self._sample_group(ticket, sampler)
+            except EnvironmentFailure as failure:
+                cause = str(failure)
+        return Group(ticket, "", (Trajectory((), Verdict.FAILED, 0.0, cause=cause),), ())  # cannot be judged
 
     def _judge(self, group: Group) -> tuple[str, str]:
         if not group.rows:

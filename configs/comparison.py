@@ -19,6 +19,9 @@ from configs.problems import did_you_mean, show
 
 # What the comparison itself sets in every run, so that no method can have other values.
 FIXED = ("run.name", "run.root", "run.seed", "run.max_tokens")
+# What `evaluate.episodes` and `evaluate.samples` say to the judge.
+JUDGED_BY = ("eval.episodes", "eval.samples")
+START = "start"  # the policy of `base`, in names of files and in tables
 
 Mode = Literal["plain", "guided", "sequential"]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -64,7 +67,11 @@ class ComparisonConfig(Settings):
         wrong = [] if len(set(self.seeds)) == len(self.seeds) else [f"seeds ({show(self.seeds)}) name one twice"]
         wrong += _refused("overrides", self.overrides, FIXED)
         if self.evaluate is not None:
-            wrong += _refused("evaluate.overrides", self.evaluate.overrides, FIXED)
+            wrong += _refused("evaluate.overrides", self.evaluate.overrides, (*FIXED, *JUDGED_BY))
+            if len(set(self.evaluate.modes)) < len(self.evaluate.modes):
+                wrong.append(f"evaluate.modes ({show(self.evaluate.modes)}) name one twice")
+        if START in self.methods:
+            wrong.append(f"methods.{START}: is the name of the policy of `base`, choose another one")
         for name, method in self.methods.items():
             fixed = FIXED if method.after is None else (*FIXED, "model.path")
             wrong += _refused(f"methods.{name}.overrides", method.overrides, fixed)

@@ -166,7 +166,8 @@ def _refusal(path: str, value: object) -> list[str]:
     """Why an override cannot even be put in; empty when it can."""
     groups = paths()
     if path in groups:
-        if groups[path] and not isinstance(value, dict):
+        # Null is for the check of the settings: some groups may be empty.
+        if groups[path] and not isinstance(value, dict | None):
             first = next(p for p in groups if p.startswith(path + "."))
             return [f"is a group of keys, got {show(value)}; set one of them, such as {first}"]
         return []

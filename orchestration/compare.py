@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.comparison import ComparisonConfig, load_comparison
+from configs.environments import EnvSettings
 from configs.load import ConfigError
+from learner.durable import replace_durably
 from orchestration.comparison_plan import DEFAULT_ROOT, Plan, from_root, make_plan
 from orchestration.comparison_run import Launcher, LaunchError, LocalLauncher, command, run_tasks
 
@@ -53,7 +55,7 @@ def _run(plan: Plan, arguments: argparse.Namespace) -> dict[str, str]:
     # Imports that take time: a mistyped key was reported before.
     from orchestration.comparison_state import clear_the_way, work_of
 
-    _check_environments(plan)
+    _check(plan)
     work = work_of(plan, arguments.only)
     _tell(work, arguments.dry_run)
     if arguments.dry_run or not work.tasks:
@@ -61,23 +63,40 @@ def _run(plan: Plan, arguments: argparse.Namespace) -> dict[str, str]:
     launcher = LocalLauncher() if arguments.address is None else _job_launcher(arguments.address)
     plan.folder.mkdir(parents=True, exist_ok=True)
     clear_the_way(work)
-    # A scheduler's SIGTERM is Ctrl-C to us: what was started is stopped before we end. A shell starts what it puts into
-    # the background deaf to SIGINT; with a handler here the processes we start can hear it.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+    _hear_signals()
     return run_tasks(work.tasks, launcher, arguments.jobs, _say)
 
 
-def _check_environments(plan: Plan) -> None:
-    """Raises ConfigError when an environment cannot be made as its settings say."""
+def _hear_signals() -> None:
+    """A scheduler's SIGTERM and a closed terminal's SIGHUP are Ctrl-C to us: what was started is stopped before we end.
+
+    A shell starts what it puts into the background deaf to SIGINT; with a handler here the processes we start can hear
+    it. Who is deaf to SIGHUP, as under nohup, wants to outlive the terminal.
+    """
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    for number in (signal.SIGTERM, signal.SIGINT, *(() if deaf else (signal.SIGHUP,))):
+        signal.signal(number, signal.default_int_handler)
+
+
+def _check(plan: Plan) -> None:
+    """Raises ConfigError with all that a run or the judge would refuse when it starts."""
     from envs.base import BadEnvironment
     from envs.registry import check_env
+    from orchestration.metrics import metric_problems
 
-    for settings, method in {run.config.env: run.method for run in reversed(plan.runs)}.items():
+    problems = [f"methods.{run.method}: {problem}" for run in plan.runs for problem in metric_problems(run.config)]
+    places: dict[EnvSettings, str] = {}
+    for run in plan.runs:
+        places.setdefault(run.config.env, f"methods.{run.method}")
+    for judgement in plan.judgements:
+        places.setdefault(judgement.config.env, "evaluate")
+    for settings, place in places.items():
         try:
             check_env(settings)
         except BadEnvironment as error:
-            raise ConfigError([f"methods.{method}: {line}" for line in str(error).splitlines()]) from None
+            problems += [f"{place}: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))  # the same for every seed
 
 
 def _tell(work: Work, with_commands: bool) -> None:
@@ -121,8 +140,8 @@ def _write(
         stem.parent.mkdir(parents=True, exist_ok=True)
         plots = write_plots(compared, stem)
         tables, numbers = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.json")
-        tables.write_text(markdown(compared, [plot.name for plot in plots]), encoding="utf-8")
-        numbers.write_text(as_text(compared), encoding="utf-8")
+        replace_durably(tables, markdown(compared, [plot.name for plot in plots]).encode())
+        replace_durably(numbers, as_text(compared).encode())
         files += [numbers, tables, *plots]
     print(markdown(compared, ()))
     return files
@@ -142,11 +161,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="orchestration.compare", description="Compare methods at equal tokens.")
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the comparison")
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="folder of comparisons, runs/compare")
-    parser.add_argument("--only", action="append", default=[], metavar="METHOD", help="run these methods alone")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--only", action="append", default=[], metavar="METHOD", help="run these methods alone")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at once, 1")
     parser.add_argument("--address", help="run as jobs of the Ray cluster with this dashboard, http://HEAD:8265")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the commands")
-    parser.add_argument("--report", action="store_true", help="run nothing, compare what is there")
+    what.add_argument("--report", action="store_true", help="run nothing, compare what is there")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the comparison there too")
     return parser
 

@@ -10,18 +10,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from configs.comparison import ComparisonConfig
 from orchestration.comparison_plan import Plan, PlannedRun, from_root
 from orchestration.comparison_results import CURVES, RunResult
 from orchestration.comparison_run import command
-from orchestration.comparison_statistics import Interval, band, interval, on_grid, paired, token_grid
+from orchestration.comparison_statistics import Interval, band, interval, on_grid, paired, ratio, token_grid
 
 _INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 HOW = (
     "mean over seeds and 95 % interval by Student's t; against_first: differences to the first method, paired by seed; "
+    "gain_ratio: ratio of the mean gains over the seeds both have, 95 % interval by Fieller; "
     "curves: straight lines between a run's points, at the same token counts for all runs"
 )
 
@@ -93,10 +93,10 @@ def _against(ours: Mapping[str, dict[int, float]], first: Mapping[str, dict[int,
     return {figure: asdict(difference) for figure, difference in differences.items() if difference is not None}
 
 
-def _gain_ratio(ours: Mapping[str, dict[int, float]], first: Mapping[str, dict[int, float]]) -> float | None:
+def _gain_ratio(ours: Mapping[str, dict[int, float]], first: Mapping[str, dict[int, float]]) -> dict[str, Any] | None:
     """Mean gain of success over that of the first method; None where that one gained nothing."""
-    gains = [fmean(table["success_gain"].values()) if "success_gain" in table else None for table in (ours, first)]
-    return gains[0] / gains[1] if gains[0] is not None and gains[1] is not None and gains[1] > 0 else None
+    gains = ratio(ours.get("success_gain", {}), first.get("success_gain", {}))
+    return None if gains is None else asdict(gains)
 
 
 def _missing(runs: Iterable[PlannedRun], results: Mapping[str, RunResult], failed: Mapping[str, str]) -> dict[str, str]:

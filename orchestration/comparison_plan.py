@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.comparison import ComparisonConfig
+from configs.comparison import START, ComparisonConfig
 from configs.load import ConfigError, load_config, to_yaml
 from configs.schema import RunConfig
 
@@ -50,13 +50,17 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One policy judged in one way. after: name of the run that leaves the policy, None for the one of `base`."""
+    """One policy judged in one way. after: name of the run that leaves the policy, None for the one of `base`.
+
+    config: the judge's settings, without that policy.
+    """
 
     name: str
     mode: str
     after: str | None
     output: Path
     arguments: tuple[str, ...]
+    config: RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +148,11 @@ def _judgements(
             *_DEFAULTS, *comparison.overrides, *settings.overrides, f"run.seed={seed}",
             f"eval.episodes={settings.episodes}",
         )  # fmt: skip
-        load_config(Path(os.path.normpath(path.parent / comparison.base)), overrides)
+        judge = load_config(Path(os.path.normpath(path.parent / comparison.base)), overrides)
         for mode in settings.modes:
-            name = f"{'start' if run is None else run.name}.{mode}-{settings.samples}x{settings.episodes}"
+            name = f"{START if run is None else run.name}.{mode}-{settings.samples}x{settings.episodes}"
             flags = ("--mode", mode, "--samples", str(settings.samples), "--output", str(place / f"{name}.json"))
             config = ("--config", str(from_root(path.parent / comparison.base)))
             arguments = ("-m", "orchestration.evaluate", *config, *policy, *flags, *overrides)
             after = None if run is None else run.name
-            yield Judgement(name, mode, after, folder / f"{name}.json", arguments)
+            yield Judgement(name, mode, after, folder / f"{name}.json", arguments, judge)

@@ -15,10 +15,11 @@ from orchestration.comparison_plan import Judgement, Plan, PlannedRun
 from orchestration.comparison_statistics import Curve
 from orchestration.evaluation import doublings
 from orchestration.metrics import read_metrics
+from orchestration.plans import settings_digest
 
 # Of the policy before and after training; coverage and answer entropy are not in every summary.
 CHANGES = ("success", "coverage", "distinct_solutions", "answer_entropy")
-COSTS = ("updates", "generated_tokens", "env_steps", "wall_s")
+COSTS = ("updates", "generated_tokens", "env_steps", "wall_s", "rollout_tokens_per_s")
 JUDGED = ("success", "coverage", "distinct_solutions", "answer_entropy", "pass_ratio")
 JUDGED_BY_K = ("pass_at_k", "first_pass_at_k", "coverage_at_k")
 # Curve -> where its values are: in the evaluations while training, or in the line of each update.
@@ -48,17 +49,31 @@ def read_results(plan: Plan) -> tuple[dict[str, RunResult], dict[str, dict[str, 
     results = {run.name: _read(run, plan.judgements) for run in plan.runs if (run.folder / "summary.json").exists()}
     start: dict[str, dict[str, float]] = {}
     for judgement in plan.judgements:
-        if judgement.after is None and is_judged(judgement):
-            start[judgement.mode] = _judged(judgement.output)
+        if judgement.after is None and (judged := judged_by(judgement)) is not None:
+            start[judgement.mode] = judged
     return results, start
 
 
-def is_judged(judgement: Judgement) -> bool:
-    """Whether its file is there and was made by the planned command, wherever files lay then. Raises ResultError."""
-    if not judgement.output.exists():
-        return False
-    made_by = shlex.split(str(_json(judgement.output).get("command")))
-    return _without_places(made_by[1:]) == _without_places(judgement.arguments)
+def judged_by(judgement: Judgement) -> dict[str, float] | None:
+    """`judged_figures` of its file, wherever files lay when it was made.
+
+    None where there is no file or a damaged one, or it is of another command or of other settings: to be done.
+    """
+    try:
+        made = _json(judgement.output)
+        return judged_figures(made) if _is_planned(made, judgement) else None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _is_planned(made: Mapping[str, Any], judgement: Judgement) -> bool:
+    settings, digest = judgement.config, settings_digest(judgement.config)
+    return (
+        _without_places(shlex.split(made["command"])[1:]) == _without_places(judgement.arguments)
+        and made["env"] == settings.env.model_dump(mode="json")
+        and made["temperature"] == settings.rollout.temperature
+        and made.get("config_digest", digest) == digest  # older files have none
+    )
 
 
 def _without_places(arguments: Sequence[str]) -> list[str]:
@@ -81,19 +96,9 @@ def _read(run: PlannedRun, judgements: Sequence[Judgement]) -> RunResult:
     curves = {name: _curve(sources[source], name) for name, source in CURVES.items()}
     figures = dict(_figures(summary, curves))
     for judgement in judgements:
-        if judgement.after == run.name and is_judged(judgement):
-            judged = _judged(judgement.output)
+        if judgement.after == run.name and (judged := judged_by(judgement)) is not None:
             figures |= {f"{judgement.mode}.{name}": value for name, value in judged.items()}
     return RunResult(summary, figures, {name: curve for name, curve in curves.items() if curve})
-
-
-def _judged(path: Path) -> dict[str, float]:
-    try:
-        return judged_figures(_json(path))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, ResultError):
-            raise
-        raise ResultError(f"{path}: no evaluation of one policy: {error}") from error
 
 
 def _figures(summary: Mapping[str, Any], curves: Mapping[str, Curve]) -> Iterator[tuple[str, float]]:

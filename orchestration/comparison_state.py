@@ -10,7 +10,7 @@ from enum import StrEnum
 from configs.load import ConfigError, load_config
 from configs.problems import did_you_mean
 from orchestration.comparison_plan import Judgement, Plan, PlannedRun, from_root
-from orchestration.comparison_results import ResultError, is_judged
+from orchestration.comparison_results import judged_by
 from orchestration.comparison_run import Task
 from orchestration.resume import different
 from orchestration.run_folder import RunFolder, RunFolderError
@@ -104,15 +104,8 @@ def _tasks(
         yield Task(run.name, arguments, _if_in(coming, run.after), plan.folder / f"{run.name}.log")
     for judgement in judgements:
         needs = _if_in(coming, judgement.after)
-        if needs or not _is_judged(judgement):
+        if needs or judged_by(judgement) is None:
             yield Task(judgement.name, judgement.arguments, needs, plan.folder / f"{judgement.name}.log")
-
-
-def _is_judged(judgement: Judgement) -> bool:
-    try:
-        return is_judged(judgement)
-    except ResultError:
-        return False  # damaged: done again
 
 
 def _if_in(names: Collection[str], name: str | None) -> tuple[str, ...]:

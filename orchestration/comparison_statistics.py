@@ -38,6 +38,50 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Interval
     return interval(both) if both else None
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Mean of some values over the mean of others, of the same seeds. by_seed: seed -> ratio, None where the other is
+    not above 0. low, high: 95 % interval, None where there is no bounded one.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    by_seed: Mapping[str, float | None]
+
+
+def ratio(values: Mapping[int, float], others: Mapping[int, float]) -> Ratio | None:
+    """Over the seeds that both have; None without such seeds, and where the mean of the others is not above 0.
+
+    The interval is Fieller's (1954): all R for which Student's t of the differences values - R * others does not tell
+    their mean from 0. It is bounded where that of the others' own mean does not reach 0.
+    """
+    seeds = [seed for seed in values if seed in others]
+    ys, xs = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
+    if not seeds or fmean(xs) <= 0:
+        return None
+    by_seed = {str(seed): y / x if x > 0 else None for seed, y, x in zip(seeds, ys, xs, strict=True)}
+    low, high = _fieller(ys, xs) or (None, None)
+    return Ratio(fmean(ys) / fmean(xs), low, high, len(seeds), by_seed)
+
+
+def _fieller(ys: Sequence[float], xs: Sequence[float]) -> tuple[float, float] | None:
+    """Both ends of a bounded interval of the ratio of the means of y and x, pairs: the roots of a R^2 - 2 b R + c."""
+    n = len(xs)
+    if n < 2:
+        return None
+    y, x = fmean(ys), fmean(xs)
+    share = t_quantile(n - 1) ** 2 / (n * (n - 1))  # t^2 / n times the 1 / (n - 1) of variances and covariance
+    a = x * x - share * sum((u - x) ** 2 for u in xs)
+    b = x * y - share * sum((u - x) * (v - y) for u, v in zip(xs, ys, strict=True))
+    c = y * y - share * sum((v - y) ** 2 for v in ys)
+    if a <= 0:
+        return None
+    half = math.sqrt(max(b * b - a * c, 0.0))
+    return (b - half) / a, (b + half) / a
+
+
 def t_quantile(freedom: int, probability: float = 0.95) -> float:
     """t with P(|T| <= t) = probability for Student's T of so many degrees of freedom, by bisection of its angle."""
     low, high = 0.0, math.pi / 2

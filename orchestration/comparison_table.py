@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from configs.comparison import START
 from orchestration.charts import short
 
 Figures = Mapping[str, Mapping[str, Any]]
@@ -46,6 +47,7 @@ def markdown(document: Mapping[str, Any], plots: Sequence[str]) -> str:
         Column("generated tokens", "generated_tokens", short, spread=False),
         Column("environment steps", "env_steps", short, spread=False),
         Column("wall time, s", "wall_s", short, spread=False),
+        Column("sampled tokens/s", "rollout_tokens_per_s", short, spread=False),
     ]
     parts = [
         f"# {document['name']}: {', '.join(document['methods'])}",
@@ -81,7 +83,7 @@ def _judged(document: Mapping[str, Any]) -> Iterator[str]:
         rows = _method_rows(document)
         if mode in document["start"]:
             values = {f"{mode}.{name}": {"mean": v, "low": None} for name, v in document["start"][mode].items()}
-            rows = [("start", "", values, {}, 0), *rows]
+            rows = [(START, "", values, {}, 0), *rows]
         yield f"## Final judge, {mode}"
         yield _table(columns, rows)
 
@@ -123,12 +125,24 @@ def _ratios(document: Mapping[str, Any]) -> Iterator[str]:
     first = document["first"]
     ratios = {n: m["gain_ratio"] for n, m in document["methods"].items() if n != first and m["gain_ratio"] is not None}
     if ratios:
-        yield f"Mean gain over {first}'s: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()) + "."
+        told = "; ".join(f"{name} {_ratio(ratio)}" for name, ratio in ratios.items())
+        yield f"Mean gain over {first}'s of the same seeds (95 % interval, Fieller; each seed's): {told}."
+
+
+def _ratio(ratio: Mapping[str, Any]) -> str:
+    bounds = "no bounded interval" if ratio["low"] is None else f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+    each = ", ".join("none" if value is None else f"{value:.2f}" for value in ratio["by_seed"].values())
+    return f"{ratio['mean']:.2f} ({bounds}; {each})"
 
 
 def _notes(document: Mapping[str, Any]) -> Iterator[str]:
-    """Runs that are in no mean, and runs that are not at equal tokens."""
+    """Methods that began ahead of others, runs that are in no mean, and runs that are not at equal tokens."""
     for name, method in document["methods"].items():
+        if method["after"] is not None:
+            yield (
+                f"{name} starts from the policies that {method['after']}'s runs of the same seeds left: the tokens of "
+                "those come before its own."
+            )
         for seed, why in method["missing"].items():
             yield f"**{name}, seed {seed}, is missing: {why}.**"
         for seed, tokens in method["short_of_tokens"].items():

@@ -14,13 +14,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console as Terminal
 
 from configs.load import ConfigError, load_config
 from configs.schema import RunConfig
-from orchestration.plans import Mode, plan_of
+from orchestration.plans import Mode, Plan, plan_of
+
+if TYPE_CHECKING:
+    from orchestration.judging import JudgedPolicy
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -45,30 +48,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _judge(config: RunConfig, policies: Sequence[str], mode: Mode, samples: int, output: Path, command: str) -> int:
+    plan = plan_of(mode, config.sampler, samples)
+    judged: list[JudgedPolicy] = []
+    status = _judge_all(config, policies, plan, judged)
+    if not judged:
+        return status
+    from orchestration.judgement_output import document, show, write
+
+    # Whatever ended the evaluation early, the policies before that are judged; the table is there if the disk is full.
+    terminal = Terminal(highlight=False)
+    show(terminal, config, mode, plan, judged)
+    try:
+        write(output, document(config, command, mode, plan, judged))
+    except OSError as error:
+        return _fail(f"--output {output}: {error.strerror or error}", FAILED)
+    terminal.print(f"figures: {output}", markup=False, soft_wrap=True)
+    return status
+
+
+def _judge_all(config: RunConfig, policies: Sequence[str], plan: Plan, judged: list[JudgedPolicy]) -> int:
+    """Exit status; each policy is put into `judged` when it is done."""
     # As of a run: see orchestration/run.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # From here on imports take time: a mistyped key was reported before.
     from envs.base import BadEnvironment
     from envs.registry import check_env
     from orchestration.cluster import cause_of
-    from orchestration.judgement_output import document, show, write
     from orchestration.judging import judge_policies, named_policies
     from orchestration.session import RUN_ERRORS, START_ERRORS
 
-    plan = plan_of(mode, config.sampler, samples)
     try:
         check_env(config.env)
-        judged = judge_policies(config, named_policies(config, policies), plan)
-        write(output, document(config, command, mode, plan, judged))
+        for one in judge_policies(config, named_policies(config, policies), plan):
+            judged.append(one)
     except (BadEnvironment, *START_ERRORS) as error:
         return _fail(error, BAD_INPUT)
     except RUN_ERRORS as error:
         return _fail(cause_of(error), FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    terminal = Terminal(highlight=False)
-    show(terminal, config, mode, plan, judged)
-    terminal.print(f"figures: {output}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -15,6 +15,7 @@ from math import comb, log
 import numpy as np
 import numpy.typing as npt
 
+from actors.receipt import question_of
 from envs.trajectory import Group, Trajectory, Verdict
 
 Curve = npt.NDArray[np.float64]
@@ -68,7 +69,7 @@ class Judged:
     """
 
     index: int
-    question: bytes
+    question: str
     lists: tuple[tuple[Sample, ...], ...]
 
     @property
@@ -152,7 +153,7 @@ def coverages(episodes: Sequence[Judged], targets: int | None) -> Curve:
     """
     if targets is None:
         return np.array([any(s.solved for s in episode.samples) for episode in episodes], dtype=float)
-    found: dict[bytes, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for episode in episodes:
         found.setdefault(episode.question, set()).update(s.answer for s in episode.samples if s.solved)
     return np.array([len(answers) / targets for answers in found.values()])
@@ -161,13 +162,13 @@ def coverages(episodes: Sequence[Judged], targets: int | None) -> Curve:
 def held_out(groups: Iterable[Group]) -> HeldOut:
     """What was sampled, without the samples that failed. Raises EvaluationError when nothing could be judged."""
     lists: dict[int, list[tuple[int, tuple[Sample, ...]]]] = {}
-    questions: dict[int, bytes] = {}
+    questions: dict[int, str] = {}
     cause, tokens, env_steps = "", 0, 0
     for group in groups:
         number, index = divmod(group.ticket.index, LISTS_APART)
         judged = tuple(_sample(t) for t in group.trajectories if t.is_solution and t.verdict is not Verdict.FAILED)
         lists.setdefault(index, []).append((number, judged))
-        questions.setdefault(index, _question(group))
+        questions[index] = questions.get(index) or question_of(group)  # a list that failed knows none
         tokens, env_steps = tokens + group.sampled_tokens, env_steps + group.stats.env_steps
         cause = cause or next((t.cause for t in group.trajectories if t.verdict is Verdict.FAILED), "")
     episodes = (Judged(i, questions[i], tuple(one for _, one in sorted(lists[i]) if one)) for i in sorted(lists))
@@ -221,8 +222,3 @@ def doublings(most: int) -> list[int]:
 
 def _sample(trajectory: Trajectory) -> Sample:
     return Sample(trajectory.verdict is Verdict.SOLVED, trajectory.answer)
-
-
-def _question(group: Group) -> bytes:
-    """The prompt's tokens: those that the group's first trajectory begins with."""
-    return next((t.segments[0].token_ids.tobytes() for t in group.trajectories if t.segments), b"")

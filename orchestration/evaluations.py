@@ -65,6 +65,8 @@ class Evaluations:
             evaluation.answer_entropy,
         )
         _rewrite(self.folder, [*_lines(self.folder, update - 1), asdict(line)])
+        if evaluation.unjudged:
+            self.say(f"warning: {evaluation.unjudged} held-out episodes could not be judged: {evaluation.cause}")
 
 
 def roll_back(folder: RunFolder, update: int) -> None:
@@ -75,7 +77,7 @@ def roll_back(folder: RunFolder, update: int) -> None:
 
 def _lines(folder: RunFolder, last: int) -> list[dict[str, Any]]:
     there = read_metrics(folder.evaluations) if folder.evaluations.exists() else []
-    return [line for line in there if line["update"] <= last]
+    return [line for line in there if int(line["update"]) <= last]
 
 
 def _rewrite(folder: RunFolder, lines: Sequence[dict[str, Any]]) -> None:

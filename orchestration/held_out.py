@@ -25,7 +25,9 @@ LISTS_PER_CALL = 64
 async def evaluate(config: RunConfig, actors: Sequence[Any]) -> Evaluation:
     """All held-out episodes under the plain prompt, whatever the sampler. Raises EvaluationError."""
     payloads = await sample(config, actors, Plan(config.eval.samples))
-    return summarise((decode_group(data) for data in payloads), payloads, target_count(config.env))
+    groups = [decode_group(data) for data in payloads]
+    with_rows = [data for data, group in zip(payloads, groups, strict=True) if group.rows]
+    return summarise(groups, with_rows, target_count(config.env))
 
 
 async def sample(

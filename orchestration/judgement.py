@@ -31,7 +31,7 @@ RATIO_K = 16
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """low, high: ends of the 95 % interval; NaN where there is only one value to draw from."""
+    """low, high: ends of the 95 % interval; NaN where there are not two values to draw from."""
 
     mean: float
     low: float
@@ -77,8 +77,8 @@ class Bootstrap:
 
     def means(self, values: Curve) -> list[Figure]:
         """A figure for each column of values (units, m); NaN: the unit has none of that column."""
-        means, resampled = self._of_all(values), self._resampled(values)
-        return [self._figure(mean, resampled[:, i]) for i, mean in enumerate(means)]
+        means, resampled, known = self._of_all(values), self._resampled(values), (~np.isnan(values)).sum(axis=0)
+        return [self._figure(mean, resampled[:, i], known[i]) for i, mean in enumerate(means)]
 
     def mean(self, values: Curve) -> Figure:
         """The figure of values (units,)."""
@@ -91,7 +91,8 @@ class Bootstrap:
         if not means[1] > 0:
             return None
         there = resampled[:, 1] > 0
-        return self._figure(means[0] / means[1], resampled[there, 0] / resampled[there, 1])
+        known = (~np.isnan(both)).all(axis=1).sum()
+        return self._figure(means[0] / means[1], resampled[there, 0] / resampled[there, 1], known)
 
     def _of_all(self, values: Curve) -> Curve:
         """(m,) means of those that are there, at least one a column."""
@@ -105,11 +106,11 @@ class Bootstrap:
             means: Curve = (self._weights @ np.where(there, values, 0.0)) / (self._weights @ there)
         return means
 
-    def _figure(self, mean: float, resampled: npt.NDArray[np.float64]) -> Figure:
-        known = resampled[~np.isnan(resampled)]
-        if self._weights.shape[1] < 2 or not len(known):
+    def _figure(self, mean: float, resampled: npt.NDArray[np.float64], known: int) -> Figure:
+        """known: values the mean is of. Resamples of one value are all alike: they would tell of no doubt."""
+        if known < 2:
             return Figure(float(mean), math.nan, math.nan)
-        low, high = np.percentile(known, [2.5, 97.5])
+        low, high = np.nanpercentile(resampled, [2.5, 97.5])
         return Figure(float(mean), float(low), float(high))
 
 
@@ -146,14 +147,14 @@ def judge(sampled: HeldOut, list_length: int | None, targets: int | None) -> Jud
     )
 
 
-def gain(first: Judgement, other: Judgement) -> Figure:
+def gain(first: Judgement, other: Judgement) -> Figure | None:
     """Gain of success over the first policy: the mean difference over episodes both were judged on, paired.
 
-    Raises ValueError when there is none.
+    None when there is no such episode.
     """
     both = [i for i in first.by_episode if i in other.by_episode]
     if not both:
-        raise ValueError("no episode was judged for both policies")
+        return None
     return Bootstrap(len(both)).mean(np.array([other.by_episode[i] - first.by_episode[i] for i in both]))
 
 

@@ -18,7 +18,7 @@ from learner.durable import replace_durably
 from orchestration.evaluation import doublings
 from orchestration.judgement import RATIO_K, Figure, Judgement, gain
 from orchestration.judging import JudgedPolicy
-from orchestration.plans import Mode, Plan
+from orchestration.plans import Mode, Plan, settings_digest
 
 FORMAT = 1
 
@@ -37,13 +37,14 @@ def document(config: RunConfig, command: str, mode: Mode, plan: Plan, judged: Se
         "list_length": plan.length,
         "seed": config.run.seed,
         "temperature": config.rollout.temperature,
+        "config_digest": settings_digest(config),
         "policies": [
             {
                 "name": one.policy,
                 "digest": one.digest,
                 "seconds": one.seconds,
                 **_plain(asdict(one.judgement)),
-                "success_gain": _plain(asdict(gain(judged[0].judgement, one.judgement))) if one != judged[0] else None,
+                "success_gain": _gain(judged[0], one),
             }
             for one in judged
         ],
@@ -77,8 +78,8 @@ def show(terminal: Terminal, config: RunConfig, mode: Mode, plan: Plan, judged: 
 def _cells(judgement: Judgement, first: Judgement) -> dict[str, str]:
     """Row -> cell of one policy; curves at k = 1, 2, 4, ..."""
     cells = {"success": _cell(judgement.success)}
-    if judgement is not first:
-        cells["gain of success"] = _cell(gain(first, judgement))
+    if judgement is not first and (gained := gain(first, judgement)) is not None:
+        cells["gain of success"] = _cell(gained)
     for name, curve in (
         ("pass@{}", judgement.pass_at_k),
         ("pass, first {} of list", judgement.first_pass_at_k),
@@ -94,6 +95,12 @@ def _cells(judgement: Judgement, first: Judgement) -> dict[str, str]:
         "tokens sampled": f"{judgement.sampled_tokens:,}",
         "environment steps": f"{judgement.env_steps:,}",
     }
+
+
+def _gain(first: JudgedPolicy, other: JudgedPolicy) -> Any:
+    """None of the first one itself, and where no episode was judged for both."""
+    gained = gain(first.judgement, other.judgement) if other is not first else None
+    return None if gained is None else _plain(asdict(gained))
 
 
 def _cell(figure: Figure) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,11 @@ def named_policies(config: RunConfig, paths: Sequence[str]) -> list[Policy]:
     return policies
 
 
-def judge_policies(config: RunConfig, policies: Sequence[Policy], plan: Plan) -> list[JudgedPolicy]:
-    """Every policy on the same episodes. Raises what a run raises (`session.START_ERRORS`, `RUN_ERRORS`)."""
+def judge_policies(config: RunConfig, policies: Sequence[Policy], plan: Plan) -> Iterator[JudgedPolicy]:
+    """Every policy on the same episodes, one after another.
+
+    Raises what a run raises (`session.START_ERRORS`, `RUN_ERRORS`).
+    """
     terminal = Terminal(highlight=False, soft_wrap=True)
     actors_only = [cluster.actor_role(config)]
 
@@ -68,7 +71,8 @@ def judge_policies(config: RunConfig, policies: Sequence[Policy], plan: Plan) ->
         terminal.print(text, markup=False)
 
     with joined_cluster(config, say, actors_only) as group:
-        return [_judge(policy, plan, group, terminal, say) for policy in policies]
+        for policy in policies:
+            yield _judge(policy, plan, group, terminal, say)
 
 
 def _judge(

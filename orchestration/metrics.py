@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from configs.schema import RunConfig
 from learner.durable import replace_durably
 
 
@@ -218,6 +219,15 @@ def metric_problem(name: str) -> str | None:
         return None
     near = difflib.get_close_matches(name, names, n=1)
     return f"metrics.jsonl has no '{name}'" + (f"; did you mean '{near[0]}'?" if near else f": {', '.join(names)}")
+
+
+def metric_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the metrics that a configuration names."""
+    stop = config.run.stop
+    named = {"checkpoint.best_by": config.checkpoint.best_by, "run.stop.metric": stop.metric if stop else None}
+    return [
+        f"{key}: {problem}" for key, name in named.items() if name is not None and (problem := metric_problem(name))
+    ]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Literal
 
 from configs.samplers import DdeSettings, SamplerSettings, SequentialSettings, SesaSettings
+from configs.schema import RunConfig
 
 Mode = Literal["plain", "guided", "sequential"]
 
@@ -44,6 +47,13 @@ def plan_of(mode: Mode, sampler: SamplerSettings, samples: int) -> Plan:
     settings = sampler if isinstance(sampler, SequentialSettings) else SequentialSettings()
     lists = max(1, round(samples / settings.solutions))
     return Plan(settings.solutions, lists, settings.model_copy(update=ONE_LIST))
+
+
+def settings_digest(config: RunConfig) -> str:
+    """Equal for equal settings of what held-out samples depend on; how a policy is trained does not count."""
+    settings = config.model_dump(mode="json", include={"env", "model", "sampler", "rollout", "eval"})
+    text = json.dumps([settings, config.run.seed], sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _sesa(sampler: SamplerSettings) -> SesaSettings:

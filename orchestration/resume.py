@@ -166,7 +166,7 @@ def _check_evaluations(folder: RunFolder) -> None:
     except FileNotFoundError:
         pass  # a run may die before its first line
     except (OSError, ValueError) as error:
-        raise ResumeError(f"{error}: mend it, or move {folder.evaluations.name} away") from error
+        raise ResumeError(f"{folder.evaluations} cannot be read ({error}): mend it or move it away") from error
 
 
 def _check_metrics(folder: RunFolder, state: RunState) -> None:

@@ -67,14 +67,9 @@ def _resume(run: Path, arguments: argparse.Namespace) -> int:
 
 def _check_metric(config: RunConfig) -> None:
     """Raises ConfigError when checkpoint.best_by or run.stop.metric names no metric."""
-    from orchestration.metrics import metric_problem
+    from orchestration.metrics import metric_problems
 
-    stop = config.run.stop
-    named = {"checkpoint.best_by": config.checkpoint.best_by, "run.stop.metric": stop.metric if stop else None}
-    problems = [
-        f"{key}: {problem}" for key, name in named.items() if name is not None and (problem := metric_problem(name))
-    ]
-    if problems:
+    if problems := metric_problems(config):
         raise ConfigError(problems)
 
 

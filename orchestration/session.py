@@ -195,8 +195,6 @@ async def _first_evaluation(config: RunConfig, processes: Processes, console: Co
     console.say(f"{len(processes.actors)} rollout actors are up; evaluating the policy as it came")
     before = await evaluate(config, processes.actors)
     console.say(f"success before training: {before.success:.3f} on {len(before.by_episode)} held-out episodes")
-    if before.unjudged:
-        console.say(f"warning: {before.unjudged} held-out episodes could not be judged: {before.cause}")
     return before
 
 

@@ -74,6 +74,16 @@ def test_methods_come_behind_those_they_build_on(tmp_path: Path) -> None:
         ("optim.lr=1e-4", "model.path=x", ["methods.wide.overrides: model.path is set by the comparison itself"]),
         ("eval.every=2", "run.max_tokens=3", ["overrides: run.max_tokens is set by the comparison itself"]),
         ("samples: 8", "overrides: [run.seed=1]", ["evaluate.overrides: run.seed is set by the comparison itself"]),
+        ("samples: 8", "overrides: [eval.episodes=3, eval.samples=2]", [
+            "evaluate.overrides: eval.episodes is set by the comparison itself",
+            "evaluate.overrides: eval.samples is set by the comparison itself",
+        ]),
+        ("plain: []", "plain: []\n  start: []", [
+            "methods.start: is the name of the policy of `base`, choose another one"
+        ]),
+        ("[plain, guided]", "[plain, guided, plain]", [
+            'evaluate.modes (["plain", "guided", "plain"]) name one twice'
+        ]),
         ("samples: 8", "sampels: 8", ["evaluate.sampels: unknown key; did you mean 'samples'?"]),
         ("[plain, guided]", "[plan]", [
             "evaluate.modes.0: should be 'plain', 'guided' or 'sequential', got \"plan\""

@@ -154,7 +154,7 @@ def test_a_problem_of_the_file_is_one_line_that_names_it(write: Write, text: str
         ("xyzzy=4", "xyzzy: unknown key"),
         ("run.seed.x=4", "run.seed.x: run.seed is a value, not a group of keys"),
         ("rollout=4", "rollout: is a group of keys, got 4; set one of them, such as rollout.actors"),
-        ("rollout=null", "rollout: is a group of keys, got null; set one of them, such as rollout.actors"),
+        ("rollout=null", "rollout: is a group of keys, got null"),
         ("rollout.actors=many", 'rollout.actors: should be a valid integer, got "many"'),
         ("rollout={actrs: 4}", "rollout.actrs: unknown key; did you mean 'rollout.actors'?"),
         ("rollout={actors: 4, actors: 5}", "rollout: line 1: duplicate key 'actors', first on line 1"),
@@ -171,6 +171,11 @@ def test_a_problem_of_the_file_is_one_line_that_names_it(write: Write, text: str
 )
 def test_a_problem_of_an_override_names_the_override(write: Write, override: str, expected: str) -> None:
     assert problems(write(""), override) == [f"override {override}: {expected}"]
+
+
+def test_a_group_that_may_be_empty_is_emptied_by_null(write: Write) -> None:
+    path = write("run: {stop: {metric: entropy, at_most: 0.1}}")
+    assert load_config(path, ["run.stop=null"]).run.stop is None
 
 
 def test_choosing_another_sampler_refuses_the_keys_the_file_set_for_the_first(write: Write) -> None:

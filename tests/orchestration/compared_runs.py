@@ -10,10 +10,17 @@ from typing import Any
 from configs.comparison import load_comparison
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
-from orchestration.comparison_plan import Judgement, Plan, make_plan
+from orchestration import comparison_plan
+from orchestration.comparison_plan import Judgement, make_plan
 from orchestration.comparison_run import Task, command
+from orchestration.evaluation import HeldOut, Judged, Sample
+from orchestration.judgement import judge
+from orchestration.judgement_output import document
+from orchestration.judging import JudgedPolicy
+from orchestration.plans import Plan
 from orchestration.policy import SOURCES as ROOT
 
+HELD_OUT = HeldOut((Judged(0, "q", ((Sample(True, "up"),),)),), 0, "", 10, 1)
 COMPARISON = """
 base: BASE
 tokens: 1000
@@ -33,7 +40,7 @@ def comparison_file(folder: Path, text: str = COMPARISON) -> Path:
     return path
 
 
-def planned(path: Path, root: Path) -> Plan:
+def planned(path: Path, root: Path) -> comparison_plan.Plan:
     return make_plan(load_comparison(path), path, root, root)
 
 
@@ -43,7 +50,8 @@ def leave_run(folder: Path, config: RunConfig, **summary: Any) -> None:
     figures: dict[str, Any] = {
         "success_before": 0.2, "success_after": 0.5, "pass_at_k_before": {"1": 0.2, "8": 0.4},
         "pass_at_k_after": {"1": 0.5, "8": 0.7}, "distinct_solutions_before": 1.0, "distinct_solutions_after": 1.5,
-        "updates": 2, "generated_tokens": 1100, "env_steps": 50, "wall_s": 9.5, "ledger_balanced": True,
+        "updates": 2, "generated_tokens": 1100, "env_steps": 50, "wall_s": 9.5, "rollout_tokens_per_s": 320.0,
+        "ledger_balanced": True,
     } | summary  # fmt: skip
     (folder / "config.yaml").write_text(to_yaml(config))
     write_lines(
@@ -103,18 +111,25 @@ class FakeLauncher:
         return Ended(0)
 
     def _judge(self, task: Task) -> None:
-        output = ROOT / task.arguments[task.arguments.index("--output") + 1]
-        figures = judged(0.3 if task.name.startswith("start") else 0.6)
-        output.write_text(json.dumps({"command": command(task.arguments), **figures}))
+        at = task.arguments.index("--output") + 1
+        config = load_config(ROOT / task.arguments[task.arguments.index("--config") + 1], task.arguments[at + 1 :])
+        success = 0.3 if task.name.startswith("start") else 0.6
+        (ROOT / task.arguments[at]).write_text(json.dumps(evaluation_file(task.arguments, config, success)))
 
 
-def leave_judgement(judgement: Judgement, success: float) -> None:
+def leave_judgement(judgement: Judgement, success: float, **other: Any) -> None:
     judgement.output.parent.mkdir(parents=True, exist_ok=True)
-    judgement.output.write_text(json.dumps({"command": command(judgement.arguments), **judged(success)}))
+    judgement.output.write_text(json.dumps(evaluation_file(judgement.arguments, judgement.config, success) | other))
+
+
+def evaluation_file(arguments: Sequence[str], config: RunConfig, success: float) -> dict[str, Any]:
+    """As far as a comparison reads it."""
+    plan, by = Plan(1), JudgedPolicy("a/policy", "id:a", 1.0, judge(HELD_OUT, None, None))
+    return document(config, command(arguments), "plain", plan, [by]) | judged(success)
 
 
 def judged(success: float) -> dict[str, Any]:
-    """The file of `python -m orchestration.evaluate`, as far as a comparison reads it."""
+    """Its policies."""
     means = {"success": success, "coverage": 0.9, "distinct_solutions": 1.5, "answer_entropy": 0.7}
     passes = {str(k): success + 0.1 * (k - 1) for k in (1, 2, 3)}
     figures = {name: _figure(value) for name, value in means.items()}

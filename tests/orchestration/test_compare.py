@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestration import compare
 from orchestration.comparison_plan import ROOT
-from tests.orchestration.compared_runs import COMPARISON, FakeLauncher, comparison_file
+from orchestration.comparison_run import Task
+from tests.orchestration.compared_runs import COMPARISON, Ended, FakeLauncher, comparison_file
 
 JUDGED = COMPARISON + "evaluate: {modes: [plain], samples: 3, episodes: 4}\n"
 
@@ -133,6 +137,62 @@ def test_bad_input_starts_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_all_that_a_run_or_the_judge_would_refuse_is_told_at_once(
+    tmp_path: Path, launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+base: BASE
+tokens: 1000
+seeds: [0, 1]
+methods:
+  one: ["run.stop={metric: entorpy, at_most: 0.1}", "env={size: 16, random_ends: false}"]
+  two: [checkpoint.every=5, checkpoint.best_by=nosuch, "env={name: math, data: /nope.jsonl}"]
+evaluate: {overrides: ["env={size: 15, hole_share: 0.25, random_ends: false}"]}
+"""
+    comparison_file(tmp_path, text)
+    assert call(tmp_path) == 2
+    assert began(launcher) == []
+    lines = capsys.readouterr().err.splitlines()
+    expected = [
+        "methods.one: run.stop.metric: metrics.jsonl has no 'entorpy'; did you mean 'entropy'?",
+        "methods.two: checkpoint.best_by: metrics.jsonl has no 'nosuch'",
+        "methods.one: env.hole_share 0.2 with env.size 16",
+        "methods.two: env.data: there is no file or folder /nope.jsonl",
+        "evaluate: env.hole_share 0.25 with env.size 15",
+    ]
+    assert len(lines) == len(expected)
+    assert all(line.startswith(f"error: {start}") for line, start in zip(lines, expected, strict=True)), lines
+
+
+def test_methods_are_not_chosen_for_a_report_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison_file(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        call(tmp_path, "--only", "one", "--report")
+    assert ended.value.code == 2
+    assert "argument --report: not allowed with argument --only" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_comparison_before(
+    tmp_path: Path, launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison_file(tmp_path)
+    assert call(tmp_path) == 0
+    files = [p for p in (tmp_path / "runs" / "few").iterdir() if p.name.startswith("comparison")]
+    before = {file: file.read_bytes() for file in files}
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    launcher.summary = lambda _: {"success_after": 0.9}
+    shutil.rmtree(tmp_path / "runs" / "few" / "one-seed-0")
+    with monkeypatch.context() as patched:
+        patched.setattr("learner.durable.os.write", full)
+        assert call(tmp_path) == 1
+    assert {file: file.read_bytes() for file in files} == before
+    assert call(tmp_path, "--report") == 0
+    assert (tmp_path / "runs" / "few" / "comparison.json").read_bytes() != before[files[0].parent / "comparison.json"]
+
+
 def test_fewer_than_one_job_is_refused(tmp_path: Path, launcher: FakeLauncher) -> None:
     comparison_file(tmp_path)
     with pytest.raises(SystemExit) as ended:
@@ -147,6 +207,42 @@ def test_interrupted(tmp_path: Path, launcher: FakeLauncher, monkeypatch: pytest
     comparison_file(tmp_path)
     monkeypatch.setattr(launcher, "start", interrupt)
     assert call(tmp_path) == 130
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Handlers of signals as they were before."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_closed_terminal_and_a_scheduler_interrupt_it_too(
+    tmp_path: Path, launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch, hangup: None, number: int
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    comparison_file(tmp_path)
+    # By then a handler must be there: without one the signal would end this process.
+    monkeypatch.setattr(launcher, "start", lambda _: signal.raise_signal(signal.Signals(number)))
+    assert call(tmp_path) == 130
+
+
+def test_under_nohup_a_closed_terminal_is_nothing(
+    tmp_path: Path, launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch, hangup: None
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    comparison_file(tmp_path)
+    start = launcher.start
+
+    def hung_up(task: Task) -> Ended:
+        signal.raise_signal(signal.SIGHUP)
+        return start(task)
+
+    monkeypatch.setattr(launcher, "start", hung_up)
+    assert call(tmp_path) == 0
 
 
 REAL = """

@@ -14,7 +14,7 @@ import pytest
 from configs.comparison import load_comparison
 from orchestration.comparison_aggregate import as_text, document
 from orchestration.comparison_plan import DEFAULT_ROOT, Plan, make_plan
-from orchestration.comparison_plots import COLOURS, INK, write_plots
+from orchestration.comparison_plots import COLOURS, INK, STYLES, look, write_plots
 from orchestration.comparison_results import CHANGES, COSTS, CURVES, ResultError, judged_figures, read_results
 from orchestration.comparison_table import markdown
 from orchestration.evaluations import EvaluationLine
@@ -63,7 +63,11 @@ def test_means_intervals_and_differences_by_hand(tmp_path: Path) -> None:
     assert difference["low"] == pytest.approx(0.25 - 12.7062 * 0.05, abs=1e-4)
     assert one["against_first"] == {}
     # Gains 0.2 and 0.45.
-    assert two["gain_ratio"] == pytest.approx(2.25)
+    assert two["gain_ratio"] == {
+        "mean": pytest.approx(2.25), "low": None, "high": None, "seeds": 2,
+        "by_seed": {"0": pytest.approx(4.0), "1": pytest.approx(5 / 3)},
+    }  # fmt: skip
+    assert two["figures"]["rollout_tokens_per_s"]["mean"] == 320
     assert two["figures"]["entropy_last_tenth"]["mean"] == pytest.approx(0.4)
     assert two["figures"]["env_steps"]["mean"] == 50
     assert two["figures"]["pass_at_8_after"]["mean"] == pytest.approx(0.7)
@@ -96,6 +100,7 @@ def test_a_run_that_is_missing_is_in_no_mean_and_is_named(tmp_path: Path) -> Non
     assert two["finished_seeds"] == [1]
     assert two["figures"]["success_after"] == {"mean": 0.7, "low": None, "high": None, "seeds": 1}
     assert two["against_first"]["success_after"]["mean"] == pytest.approx(0.7 - 0.5)  # the seed both have
+    assert (two["gain_ratio"]["mean"], two["gain_ratio"]["seeds"]) == (pytest.approx(0.5 / 0.3), 1)
     assert [run["status"] for run in found["runs"]] == ["finished", "exit status 1", "finished", "finished"]
     text = markdown(found, [])
     assert "| two | 1 of 2 |" in text
@@ -167,14 +172,28 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     head, rule, one, two = [line for line in markdown(compared(path, tmp_path), []).splitlines() if line[:1] == "|"]
     assert head == (
         "| method | seeds | success before | after | gain | gain above one | distinct solutions | pass@8 "
-        "| generated tokens | environment steps | wall time, s |"
+        "| generated tokens | environment steps | wall time, s | sampled tokens/s |"
     )
     assert rule.count("---") == head.count("|") - 1
     assert one == (
         "| one | 2 of 2 | 0.200 | 0.400 (-0.871 to 1.671) | +0.200 (-1.071 to +1.471) |  | 1.500 (1.500 to 1.500) "
-        "| 0.700 (0.700 to 0.700) | 1.1k | 50 | 9.5 |"
+        "| 0.700 (0.700 to 0.700) | 1.1k | 50 | 9.5 | 320 |"
     )
     assert "| +0.250 (-0.385 to +0.885) |" in two
+
+
+def test_ratios_of_gains_are_told_with_each_seeds(tmp_path: Path) -> None:
+    path = comparison_file(tmp_path)
+    finish(planned(path, tmp_path), *AFTER)
+    assert "each seed's): two 2.25 (no bounded interval; 4.00, 1.67)." in markdown(compared(path, tmp_path), [])
+
+
+def test_a_method_that_goes_on_from_another_one_says_so(tmp_path: Path) -> None:
+    path = comparison_file(tmp_path, COMPARISON.replace("  one: []", "  one: []\n  again: {after: one}"))
+    finish(planned(path, tmp_path), *AFTER)
+    text = markdown(compared(path, tmp_path), [])
+    assert "again starts from the policies that one's runs of the same seeds left" in text
+    assert text.count("starts from the policies") == 1
 
 
 class TestFiles:
@@ -190,14 +209,13 @@ class TestFiles:
         with pytest.raises(ResultError, match=r"metrics\.jsonl: line 1 is no line of metrics"):
             read_results(plan)
 
-    def test_an_evaluation_of_several_policies_is_none_of_ours(self, tmp_path: Path) -> None:
-        path = comparison_file(tmp_path, JUDGED)
-        plan = planned(path, tmp_path)
+    @pytest.mark.parametrize("other", [{"policies": []}, {"policies": [{}]}, {"command": "python 'x"}, {"env": 3}])
+    def test_an_evaluation_that_is_none_of_ours_is_in_no_table(self, tmp_path: Path, other: dict[str, Any]) -> None:
+        plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)
         leave_judgement(plan.judgements[0], 0.4)
-        output = plan.judgements[0].output
-        output.write_text(json.dumps(json.loads(output.read_text()) | {"policies": []}))
-        with pytest.raises(ResultError, match="no evaluation of one policy"):
-            read_results(plan)
+        assert read_results(plan)[1] == {"plain": judged_figures(judged(0.4))}
+        leave_judgement(plan.judgements[0], 0.4, **other)
+        assert read_results(plan)[1] == {}
 
     def test_a_run_without_evaluations_has_no_curve_of_them(self, tmp_path: Path) -> None:
         path = comparison_file(tmp_path)
@@ -222,6 +240,35 @@ class TestFiles:
 
 
 class TestPictures:
+    def test_every_method_looks_another_way(self) -> None:
+        looks = [look(number) for number in range(len(COLOURS) * len(STYLES))]
+        assert len(set(looks)) == len(looks)
+        assert looks[:3] == [(COLOURS[0], "-"), (COLOURS[1], "--"), (COLOURS[2], "-.")]
+        assert looks[8] == (COLOURS[0], "--")
+
+    def test_a_method_looks_the_same_in_all_of_them(self, tmp_path: Path) -> None:
+        """The judge has nothing of the first method, the run's own evaluations have."""
+        path = comparison_file(tmp_path, JUDGED)
+        plan = planned(path, tmp_path)
+        finish(plan, *AFTER)
+        for judgement in plan.judgements:
+            if judgement.after is None or judgement.after.startswith("two"):
+                leave_judgement(judgement, 0.4)
+        pictures = {p.name: p.read_text() for p in write_plots(compared(path, tmp_path), tmp_path / "x")}
+        assert COLOURS[0] in pictures["x-pass-at-k.svg"]
+        for name in ("x-pass-at-k.svg", "x-pass-at-k-plain.svg", "x-success.svg"):
+            assert COLOURS[1] in pictures[name]
+        assert COLOURS[0] not in pictures["x-pass-at-k-plain.svg"]
+
+    def test_of_an_earlier_call_that_do_not_apply_are_removed(self, tmp_path: Path) -> None:
+        path = comparison_file(tmp_path)
+        finish(planned(path, tmp_path), *AFTER)
+        others = [tmp_path / name for name in ("x-y-success.svg", "x-mine.svg", "y-coverage.svg")]
+        for file in (*others, tmp_path / "x-coverage.svg", tmp_path / "x-coverage-at-k-guided.svg"):
+            file.write_text("old")
+        pictures = write_plots(compared(path, tmp_path), tmp_path / "x")
+        assert {*tmp_path.glob("*.svg")} == {*pictures, *others}
+
     def test_are_drawn_of_what_is_there_and_are_the_same_each_time(self, tmp_path: Path) -> None:
         path = comparison_file(tmp_path)
         finish(planned(path, tmp_path), *AFTER)

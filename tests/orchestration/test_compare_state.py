@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -176,11 +177,37 @@ class TestJudging:
         again = [task.name for task in work_of(changed, ()).tasks if task.name.startswith("start")]
         assert again == (["start.plain-3x4"] if new else [])
 
-    def test_is_done_again_when_its_file_is_damaged(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"command": "python 'x"}), "{}", "\xff"])
+    def test_is_done_again_when_its_file_is_damaged(self, tmp_path: Path, text: str) -> None:
         plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)
         leave_judgement(plan.judgements[0], 0.4)
-        plan.judgements[0].output.write_text("{")
+        plan.judgements[0].output.write_text(text, encoding="latin-1")
         assert "start.plain-3x4" in {task.name for task in work_of(plan, ()).tasks}
+
+    def test_is_done_again_without_its_figures(self, tmp_path: Path) -> None:
+        plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)
+        leave_judgement(plan.judgements[0], 0.4, policies=[{"name": "a/policy"}])
+        assert "start.plain-3x4" in {task.name for task in work_of(plan, ()).tasks}
+
+    @pytest.mark.parametrize(
+        ("base", "again"),
+        [
+            ("env: {name: frozen_lake, size: 5}", True),
+            ("rollout: {temperature: 0.3}", True),
+            ("rollout: {tokens_per_turn: 20}", True),
+            ("model: {path: another/policy}", True),
+            ("optim: {lr: 1.0}", False),
+        ],
+    )
+    def test_is_done_again_when_the_base_says_something_else_of_it(
+        self, tmp_path: Path, base: str, again: bool
+    ) -> None:
+        path = comparison_file(tmp_path, JUDGED)
+        leave_judgement(planned(path, tmp_path).judgements[0], 0.4)
+        with (tmp_path / "base.yaml").open("a") as file:
+            file.write(f"{base}\n")
+        tasks = [task.name for task in work_of(planned(path, tmp_path), ()).tasks]
+        assert ("start.plain-3x4" in tasks) is again
 
     def test_is_done_again_when_the_policy_changes(self, tmp_path: Path) -> None:
         plan = planned(comparison_file(tmp_path, JUDGED), tmp_path)

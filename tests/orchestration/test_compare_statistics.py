@@ -13,6 +13,7 @@ from orchestration.comparison_statistics import (
     interval,
     on_grid,
     paired,
+    ratio,
     t_quantile,
     token_grid,
 )
@@ -54,6 +55,50 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert found is not None
     assert (found.mean, found.low, found.high, found.seeds) == (*[pytest.approx(0.1)] * 3, 2)
     assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_ratio_is_of_the_means_over_the_seeds_that_both_have() -> None:
+    found = ratio({0: 0.4, 1: 0.5, 7: 9.0}, {1: 0.3, 0: 0.1, 8: 9.0})
+    assert found is not None
+    assert found.mean == pytest.approx(0.45 / 0.2)
+    assert found.seeds == 2
+    assert found.by_seed == {"0": pytest.approx(4.0), "1": pytest.approx(5 / 3)}
+    # The others' mean is 0.2 +- 12.7 * 0.1: it may be 0, and so may the ratio be anything.
+    assert (found.low, found.high) == (None, None)
+
+
+def test_fiellers_interval_by_hand() -> None:
+    # Others without spread: Student's interval of the values, divided. s = 2, half = 4.302653 * 2 / sqrt(3) / 10.
+    found = ratio({0: 18.0, 1: 20.0, 2: 22.0}, {0: 10.0, 1: 10.0, 2: 10.0})
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2 - 0.4968275, 2 + 0.4968275), abs=1e-6)
+    # Twice the others at each seed, whatever theirs are: no doubt.
+    found = ratio({0: 18.0, 1: 20.0, 2: 22.0}, {0: 9.0, 1: 10.0, 2: 11.0})
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((2.0, 2.0), abs=1e-6)
+
+
+def test_at_the_ends_of_fiellers_interval_students_t_is_at_its_bound() -> None:
+    ys, xs = [0.31, 0.52, 0.47, 0.38], [0.12, 0.2, 0.15, 0.17]
+    found = ratio(dict(enumerate(ys)), dict(enumerate(xs)))
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.mean < found.high
+    below, above = (interval([y - end * x for y, x in zip(ys, xs, strict=True)]) for end in (found.low, found.high))
+    assert below.low == pytest.approx(0.0, abs=1e-9)  # values mostly above `low` times the others
+    assert above.high == pytest.approx(0.0, abs=1e-9)
+
+
+def test_where_there_is_no_ratio() -> None:
+    assert ratio({0: 1.0}, {1: 1.0}) is None
+    assert ratio({0: 1.0, 1: 1.0}, {0: -0.3, 1: 0.3}) is None
+    found = ratio({0: 1.0, 1: 1.0}, {0: -0.1, 1: 0.3})
+    assert found is not None
+    assert found.by_seed == {"0": None, "1": pytest.approx(1 / 0.3)}
+    alone = ratio({0: 1.0}, {0: 0.5})
+    assert alone is not None
+    assert (alone.mean, alone.low, alone.seeds) == (2.0, None, 1)
 
 
 def test_the_grid_goes_from_nothing_to_the_budget() -> None:

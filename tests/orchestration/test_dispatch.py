@@ -246,6 +246,7 @@ async def test_sums_over_receipts_start_anew_when_they_are_taken(tmp_path: Path)
             distinct_answers=8,
             distinct_solutions=4,
             reward_sum=5.0,
+            sampled_tokens=200,
             stats=GroupStats(env_steps=6),
         )
         await fleet.finish(2)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import pytest
 
 from configs.samplers import DdeSettings, ParallelSettings, SamplerSettings, SequentialSettings, SesaSettings
 from configs.schema import RunConfig
-from envs.codec import encode_group
-from envs.trajectory import Ticket
+from envs.codec import decode_group, encode_group
+from envs.trajectory import Group, Ticket, Trajectory, Verdict
+from orchestration import judgement_output, judging
 from orchestration.cluster import ROOT
-from orchestration.evaluation import LISTS_APART, PAYLOADS_KEPT, EvaluationError
+from orchestration.evaluate import main
+from orchestration.evaluation import LISTS_APART, PAYLOADS_KEPT, EvaluationError, held_out
 from orchestration.held_out import evaluate, sample, target_count
-from orchestration.judging import named_policies
-from orchestration.plans import Plan, plan_of
+from orchestration.judgement import judge
+from orchestration.judging import JudgedPolicy, named_policies
+from orchestration.plans import Plan, plan_of, settings_digest
 from orchestration.policy import PolicyError
 from orchestration.tickets import held_out_tickets
-from tests.builders import parallel_group
+from tests.builders import TICKET, parallel_group
 
 Answer = Callable[[Sequence[Ticket], int], list[bytes]]
 
@@ -87,6 +91,19 @@ async def test_lists_of_an_episode_share_its_seed_and_no_number() -> None:
         assert {by_number[ticket.index + i * LISTS_APART] for i in range(3)} == {ticket.seed}
     assert done == [(64, 90), (90, 90)]
     assert actor.by == [plan.settings, plan.settings]
+
+
+async def test_log_probs_are_compared_on_groups_that_have_some() -> None:
+    def some_failed(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
+        failed = Trajectory((), Verdict.FAILED, 0.0, cause="boom")
+        return [
+            encode_group(Group(t, "", (failed,), ())) if t.index % 2 else data
+            for t, data in zip(tickets, half(tickets, samples), strict=True)
+        ]
+
+    actor: Any = Actor(some_failed)
+    evaluation = await evaluate(configured(6), [actor])
+    assert (evaluation.unjudged, evaluation.cause, len(evaluation.payloads)) == (3, "boom", 3)
 
 
 async def test_an_actor_that_takes_too_long_is_named() -> None:
@@ -171,6 +188,57 @@ def test_what_is_no_policy_is_named(tmp_path: Path) -> None:
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
+
+
+def judging_one_of_two(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The first policy is judged, then this happens."""
+
+    def judge_policies(*_: Any) -> Iterator[JudgedPolicy]:
+        yield JudgedPolicy("first", "id:first", 1.0, judge(held_out(map(decode_group, half([TICKET], 4))), None, None))
+        raise error
+
+    monkeypatch.setattr(judging, "judge_policies", judge_policies)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(EvaluationError("too slow"), 1), (PolicyError("gone"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_what_was_judged_is_shown_and_written_when_the_next_policy_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException,
+    status: int,
+) -> None:  # fmt: skip
+    judging_one_of_two(monkeypatch, error)
+    output = tmp_path / "figures.json"
+    assert main(["--config", str(ROOT / "configs" / "quickstart.yaml"), "--output", str(output)]) == status
+    assert [policy["name"] for policy in json.loads(output.read_text())["policies"]] == ["first"]
+    said = capsys.readouterr()
+    assert "different solutions" in said.out
+    assert said.err.startswith("error: ")
+
+
+def test_a_file_that_cannot_be_written_does_not_lose_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    judging_one_of_two(monkeypatch, EvaluationError("too slow"))
+    monkeypatch.setattr(judgement_output, "write", full)
+    output = tmp_path / "figures.json"
+    assert main(["--config", str(ROOT / "configs" / "quickstart.yaml"), "--output", str(output)]) == 1
+    said = capsys.readouterr()
+    assert "different solutions" in said.out
+    assert f"error: --output {output}: No space left on device" in said.err
+
+
+def test_a_digest_is_of_what_samples_depend_on() -> None:
+    plain = settings_digest(RunConfig())
+    others: list[dict[str, Any]] = [
+        {"env": {"name": "frozen_lake", "size": 5}}, {"rollout": {"temperature": 0.5}}, {"run": {"seed": 1}},
+        {"model": {"path": "x"}},
+    ]  # fmt: skip
+    assert len({plain, *(settings_digest(RunConfig.model_validate(other)) for other in others)}) == 5
+    assert settings_digest(RunConfig.model_validate({"optim": {"lr": 1.0}, "run": {"root": "elsewhere"}})) == plain
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def samples(*answers: str) -> tuple[Sample, ...]:
     return tuple(Sample(bool(a), a) for a in answers)
 
 
-def judged(*lists: Sequence[Sample], question: bytes = b"") -> Judged:
+def judged(*lists: Sequence[Sample], question: str = "") -> Judged:
     return Judged(0, question, tuple(tuple(one) for one in lists))
 
 
@@ -144,10 +144,10 @@ def test_entropy_by_hand() -> None:
 def test_coverage_of_common_targets_is_of_all_episodes_of_a_question() -> None:
     """Question a: up, left in three episodes; question b: up; of 4 targets each."""
     episodes = [
-        judged(samples("up", ""), question=b"a"),
-        judged(samples("up", "left"), question=b"a"),
-        judged(samples("", ""), question=b"a"),
-        judged(samples("up"), question=b"b"),
+        judged(samples("up", ""), question="a"),
+        judged(samples("up", "left"), question="a"),
+        judged(samples("", ""), question="a"),
+        judged(samples("up"), question="b"),
     ]
     assert coverages(episodes, targets=4).tolist() == [2 / 4, 1 / 4]
 
@@ -217,6 +217,17 @@ def test_failed_episodes_are_left_out_of_the_shares() -> None:
     evaluation = summarise(groups, [], None)
     assert list(evaluation.by_episode.values()) == pytest.approx([2 / 3, 0.25])
     assert evaluation.pass_at_k == {1: pytest.approx((2 / 3 + 0.25) / 2), 2: pytest.approx((1 + 0.5) / 2), 4: 1.0}
+
+
+def test_a_list_that_failed_before_its_prompt_was_known_changes_no_question() -> None:
+    groups = [
+        episode(0, [failed()]),
+        episode(LISTS_APART, solved_by("up")),
+        episode(1, solved_by("left")),
+    ]
+    sampled = held_out(groups)
+    assert len({one.question for one in sampled.episodes}) == 1
+    assert coverages(sampled.episodes, targets=4).tolist() == [2 / 4]
 
 
 def test_an_episode_that_always_failed_cannot_be_judged() -> None:

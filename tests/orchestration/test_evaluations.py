@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable
 from contextlib import nullcontext
@@ -12,16 +13,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import RunConfig, RunSettings, StopSettings
+from configs.schema import EvalSettings, RunConfig, RunSettings, StopSettings
 from learner.update_sums import UpdateSums
 from orchestration import evaluations
 from orchestration.budget import beyond_bound, is_over
+from orchestration.dispatch import Dispatcher as Dispatching
 from orchestration.driver import Driver
 from orchestration.evaluation import Evaluation
 from orchestration.evaluations import Evaluations
+from orchestration.ledger import Ledger, State
 from orchestration.replay_queue import Taken
 from orchestration.run_folder import RunFolder
 from orchestration.totals import Totals
+from tests.orchestration.fleet import Fleet, configured, settle, taken
 from tests.orchestration.small_run import BEFORE
 
 TOKENS_AN_UPDATE = 1000
@@ -152,7 +156,15 @@ async def test_lines_every_few_updates_but_not_at_the_last(tmp_path: Path, monke
         "answer_entropy": 0.9,
     }
     assert run.lines()[-1]["success"] == 0.9
-    assert run.said[0] == "success after 2 updates: 0.500, coverage 0.750"
+    assert "success after 2 updates: 0.500, coverage 0.750" in run.said
+
+
+async def test_episodes_that_could_not_be_judged_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, monkeypatch, run={"updates": 2}, eval={"every": 1})
+    await run.driver.train()  # BEFORE has one such episode
+    assert run.said[0] == "warning: 1 held-out episodes could not be judged: boom"
+    run.evaluations.write(2, replace(BEFORE, unjudged=0))
+    assert len([line for line in run.said if "warning" in line]) == 1
 
 
 async def test_without_eval_every_there_is_no_evaluation_meanwhile(
@@ -196,6 +208,76 @@ def test_rolled_back_there_are_no_later_lines(tmp_path: Path, monkeypatch: pytes
     evaluations.roll_back(run.folder, 3)
     assert [line["update"] for line in run.lines()] == [0, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["evaluations.jsonl"]
+
+
+# --- beside the dispatcher -------------------------------------------------------------------------------------------
+
+
+class Queue:
+    """Gives what the ledger calls queued; batches: the tickets of each."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.take, self._ledger, self.batches = self, ledger, list[list[int]]()
+
+    def options(self, **_: Any) -> Queue:
+        return self
+
+    def remote(self, size: int, version: int) -> tuple[Any, Any]:
+        self.batches.append(self._ledger.indices(State.QUEUED)[:size])
+
+        async def answer() -> Taken:
+            return taken(*self.batches[-1])
+
+        return answer(), None
+
+
+async def without_lag(
+    path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> tuple[list[Any], list[list[int]], int]:
+    """Tickets as they were issued, batches, and how many tickets ended beside evaluations, of four updates at lag 0."""
+    config = configured(lag=0, updates=4).model_copy(update={"eval": EvalSettings(every=every)})
+    fleet, beside = Fleet(), 0
+    monkeypatch.setattr(evaluations, "evaluate", lambda *_: evaluating())
+
+    async def evaluating() -> Evaluation:
+        nonlocal beside
+        await settle()
+        while fleet.in_flight:
+            await finish(fleet.in_flight[0])
+            beside += 1
+        return BEFORE
+
+    async def finish(index: int) -> None:
+        await fleet.finish(index, state="filtered" if index % 3 == 1 else "queued")
+
+    async def end_tickets() -> None:
+        while True:
+            await settle()
+            for index in fleet.in_flight[:1]:
+                await finish(index)
+
+    path.mkdir()
+    with Ledger(path / "ledger.sqlite") as ledger:
+        others: Any = Others()
+        recorder: Any = Recorder(config)
+        queue, dispatcher = Queue(ledger), Dispatching(config, fleet.handles, ledger)
+        log = Evaluations(config, RunFolder(path), [], recorder, lambda _: None)
+        driver = Driver(config, others, dispatcher, queue, others, recorder, others, log)
+        ending = asyncio.create_task(end_tickets())
+        await driver.train()
+        ending.cancel()
+        issued = [(ticket.index, ticket.seed) for _, ticket in fleet.asked]
+    return issued, queue.batches, beside
+
+
+async def test_at_lag_0_tickets_end_beside_an_evaluation_and_training_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued, batches, _ = await without_lag(tmp_path / "without", monkeypatch, 0)
+    assert len(batches) == 4
+    again, same, beside = await without_lag(tmp_path / "with", monkeypatch, 1)
+    assert beside >= 3
+    assert (again, same) == (issued, batches)
 
 
 # --- the budget ------------------------------------------------------------------------------------------------------

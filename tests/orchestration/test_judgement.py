@@ -13,16 +13,16 @@ from rich.console import Console
 
 from configs.schema import RunConfig
 from orchestration.evaluation import HeldOut, Judged, Sample
-from orchestration.judgement import Bootstrap, Judgement, gain, judge
+from orchestration.judgement import Bootstrap, Figure, Judgement, gain, judge
 from orchestration.judgement_output import document, show, write
 from orchestration.judging import JudgedPolicy
-from orchestration.plans import Plan
+from orchestration.plans import Plan, settings_digest
 from tests.orchestration.test_evaluation import samples
 
 
 def sampled(*episodes: tuple[tuple[Sample, ...], ...]) -> HeldOut:
     """One argument an episode: its lists."""
-    return HeldOut(tuple(Judged(i, b"q", lists) for i, lists in enumerate(episodes)), 1, "boom", 40, 7)
+    return HeldOut(tuple(Judged(i, "q", lists) for i, lists in enumerate(episodes)), 1, "boom", 40, 7)
 
 
 def plain() -> Judgement:
@@ -63,8 +63,21 @@ def test_the_same_figures_each_time() -> None:
 def test_missing_values_are_in_no_mean() -> None:
     both = np.array([[0.0, 0.0], [1.0, math.nan], [2.0, math.nan]])
     first, second = Bootstrap(3).means(both)
-    assert first.mean == 1.0
-    assert (second.mean, second.low, second.high) == (0.0, 0.0, 0.0)
+    assert (first.mean, first.low < 1.0 < first.high) == (1.0, True)
+    assert second.mean == 0.0
+    assert math.isnan(second.low)  # of one value, which tells nothing
+    assert math.isnan(second.high)
+
+
+def test_two_values_have_an_interval_though_some_resamples_have_none_of_them() -> None:
+    [figure] = Bootstrap(4).means(np.array([[1.0], [3.0], [math.nan], [math.nan]]))
+    assert (figure.mean, figure.low, figure.high) == (2.0, 1.0, 3.0)
+
+
+def test_a_ratio_of_one_episode_has_no_interval() -> None:
+    figure = Bootstrap(2).ratio(np.array([1.0, math.nan]), np.array([0.5, 0.5]))
+    assert figure is not None
+    assert math.isnan(figure.low)
 
 
 def test_a_ratio_is_of_means_not_a_mean_of_ratios() -> None:
@@ -126,9 +139,16 @@ def test_the_gain_is_paired() -> None:
         None,
     )
     figure = gain(plain(), better)
-    assert (figure.mean, figure.low, figure.high) == (0.25, 0.25, 0.25)
-    with pytest.raises(ValueError, match="no episode was judged for both"):
-        gain(plain(), judge(HeldOut((Judged(9, b"", (samples("up"),)),), 0, "", 0, 0), None, None))
+    assert figure == Figure(0.25, 0.25, 0.25)
+
+
+def test_without_a_common_episode_there_is_no_gain() -> None:
+    apart = judge(HeldOut((Judged(9, "", (samples("up"),)),), 0, "", 0, 0), None, None)
+    assert gain(plain(), apart) is None
+    judged = [JudgedPolicy("base", "id:base", 1.5, plain()), JudgedPolicy("ours", "id:ours", 2.0, apart)]
+    assert document(RunConfig(), "", "plain", Plan(4), judged)["policies"][1]["success_gain"] is None
+    show(Console(file=(out := StringIO()), width=120), RunConfig(), "plain", Plan(4), judged)
+    assert "gain of success" not in out.getvalue()
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
@@ -140,6 +160,7 @@ def test_the_file_holds_every_figure(tmp_path: Path) -> None:
     write(path, document(RunConfig(), "python -m orchestration.evaluate", "plain", Plan(4), judged))
     read = json.loads(path.read_text())
     assert (read["format"], read["mode"], read["samples"], read["lists"]) == (1, "plain", 4, 1)
+    assert read["config_digest"] == settings_digest(RunConfig())
     base, ours = read["policies"]
     assert list(base["pass_at_k"]) == ["1", "2", "3", "4"]
     assert set(base["success"]) == {"mean", "low", "high"}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from actors.engine import EngineClock
 from actors.receipt import Receipt
-from configs.schema import RunConfig, RunSettings
+from configs.schema import RunConfig, RunSettings, StopSettings
 from envs.codec import Header
 from envs.trajectory import GroupStats, PivotTrial
 from learner.sync_times import SyncTimes
@@ -25,8 +27,9 @@ from orchestration.recorder import Recorder
 from orchestration.replay_queue import Depth, Taken
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import Sampled
-from orchestration.totals import RecorderState
+from orchestration.totals import RecorderState, Totals, Unrecorded
 from tests.builders import TICKET
+from tests.orchestration.small_run import BEFORE as EVALUATED
 
 TAKEN = Taken((Header(0, 0, 0, 100, 8, 8, True),), ())
 SUMS = UpdateSums(tokens=10, forward_tokens=20, entropy=7.0, seconds=0.5, steps=1)
@@ -56,24 +59,32 @@ class Answering:
 
 
 class Books:
-    """A recorder between stand-ins; `sampled`: what it will find at the next update."""
+    """A recorder between stand-ins; `sampled`: the dispatcher's sums, which it will find at the next update."""
 
-    def __init__(self, folder: RunFolder, state: RecorderState | None = None) -> None:
-        self.sampled, self.folder = Sampled(), folder
-        self.ledger = Ledger(folder.ledger)
+    def __init__(
+        self, folder: RunFolder, state: RecorderState | None = None, sampled: Sampled | None = None, **run: Any
+    ) -> None:
+        self.folder, self.ledger = folder, Ledger(folder.ledger)
         self.actor = Answering(clock=EngineClock(0.0, 0.0, 0.0, 0))
-        config = RunConfig()
-        dispatcher: Any = SimpleNamespace(take_sampled=self._take, ledger=self.ledger, version=1)
+        config = RunConfig.model_validate({"run": run})
+        dispatcher: Any = SimpleNamespace(
+            take_sampled=self._take, ledger=self.ledger, version=1, sampled=sampled or Sampled()
+        )
+        self.dispatcher = dispatcher
         processes: Any = SimpleNamespace(actors=[self.actor], replay=Answering(depth=Depth(0, 0, 0)))
         learners: Any = None
-        console = Console(config, 0.0, StringIO())
-        self.recorder = Recorder(config, folder, console, processes, learners, dispatcher, 0.0, state)
+        self.said = StringIO()
+        console = Console(config, 0.0, self.said)
+        self.recorder = Recorder(config, folder, console, processes, learners, self.dispatcher, 0.0, state)
+
+    def end(self, *receipts: Receipt) -> None:
+        """These tickets ended."""
+        for receipt in receipts:
+            self.dispatcher.sampled.add(receipt)
 
     async def update(self, number: int, *receipts: Receipt, tokens: int = 0) -> dict[str, Any]:
         """The line of an update before which these receipts came and `tokens` were sampled in all."""
-        self.sampled = Sampled()
-        for receipt in receipts:
-            self.sampled.add(receipt)
+        self.end(*receipts)
         self.actor.answers["clock"] = EngineClock(float(number), 0.5 * number, 0.0, tokens)
         payloads: Any = None
         await self.recorder.record(number, TAKEN, SUMS, SyncTimes(), payloads)
@@ -81,7 +92,8 @@ class Books:
         return line
 
     def _take(self) -> Sampled:
-        return self.sampled
+        sampled, self.dispatcher.sampled = self.dispatcher.sampled, Sampled()
+        return sampled
 
     def close(self) -> None:
         self.recorder.__exit__()
@@ -133,6 +145,87 @@ async def test_sums_go_on_after_a_resume(books: Books) -> None:
     await again.recorder.begin()
     line = await again.update(2, *RECEIPTS, tokens=100)
     assert of(line, "generated_tokens", "branch_tokens", "env_steps") == [600, 120, 94]
+    again.close()
+
+
+async def test_what_was_spent_before_a_checkpoint_is_the_next_updates_resumed_or_not(books: Books) -> None:
+    """A ticket ends between the line of update 1 and the checkpoint; another one is in flight and is sampled again."""
+    await books.recorder.begin()
+    await books.update(1, RECEIPTS[0], tokens=500)
+    ended = replace(RECEIPTS[1], sampled_tokens=200)
+    books.end(ended)
+    state, sampled = books.recorder.state(), replace(books.dispatcher.sampled)
+    assert (state.totals.sampled_tokens, state.unrecorded.tokens) == (500, 200)
+    straight = await books.update(2, tokens=500 + 200 + 40)
+    again = Books(books.folder, state, sampled)
+    await again.recorder.begin()
+    resumed = await again.update(2, tokens=40)
+    assert of(straight, "generated_tokens", "env_steps") == of(resumed, "generated_tokens", "env_steps") == [740, 42]
+    assert (await again.update(3, tokens=100))["generated_tokens"] == 800  # once
+    again.close()
+
+
+async def test_a_budget_ends_a_run_with_an_update_and_not_between_two(books: Books) -> None:
+    state = RecorderState(0.0, Totals(sampled_tokens=900), 0, Unrecorded(tokens=200, wall_s=3.0, learner_waits_s=1.0))
+    again = Books(books.folder, state, max_tokens=1000)
+    await again.recorder.begin()
+    assert not again.recorder.is_over(1)
+    assert (await again.update(2))["generated_tokens"] == 1100
+    assert again.recorder.is_over(2)
+    # Its seconds are the update's too.
+    assert again.recorder.totals.training_s >= 3.0
+    assert again.recorder.totals.learner_waits_s == 1.0
+    again.close()
+
+
+async def test_an_evaluation_and_the_tickets_beside_it_before_a_checkpoint(books: Books) -> None:
+    """The evaluation samples 600 tokens, tickets that end meanwhile 1000: those are of update 2."""
+
+    async def evaluating() -> Evaluation:
+        books.actor.answers["clock"] = EngineClock(9.0, 4.5, 0.0, 500 + 1000 + 600)
+        books.end(replace(RECEIPTS[1], sampled_tokens=1000))
+        return replace(EVALUATED, sampled_tokens=600)
+
+    await books.recorder.begin()
+    await books.update(1, tokens=500)
+    await books.recorder.beside_training(evaluating())
+    state, sampled = books.recorder.state(), replace(books.dispatcher.sampled)
+    assert (await books.update(2, tokens=2100))["generated_tokens"] == 1500
+    again = Books(books.folder, state, sampled)
+    await again.recorder.begin()
+    assert (await again.update(2))["generated_tokens"] == 1500
+    again.close()
+
+
+# --- run.stop --------------------------------------------------------------------------------------------------------
+
+ALIKE = {"metric": "zero_advantage_share", "at_least": 0.5, "updates": 2}
+OTHER = {"metric": "coverage", "at_most": 0.5, "updates": 2}
+
+
+async def test_a_metric_ends_the_run_and_says_so(tmp_path: Path) -> None:
+    books = Books(RunFolder.reserve(RunSettings(root=str(tmp_path), name="run"), "x"), stop=ALIKE)
+    await books.recorder.begin()
+    await books.update(1, *RECEIPTS)  # one of two groups has no signal
+    assert not books.recorder.is_over(1)
+    await books.update(2, *RECEIPTS)
+    assert books.recorder.is_over(2)
+    assert "zero_advantage_share ends the run: 2 updates in a row (run.stop)" in books.said.getvalue()
+    books.close()
+
+
+@pytest.mark.parametrize(("rule", "over"), [(ALIKE, True), (OTHER, False), (ALIKE | {"at_least": 0.4}, False)])
+async def test_the_count_goes_on_under_its_own_rule_alone(tmp_path: Path, rule: dict[str, Any], over: bool) -> None:
+    books = Books(RunFolder.reserve(RunSettings(root=str(tmp_path), name="run"), "x"), stop=ALIKE)
+    await books.recorder.begin()
+    await books.update(1, *RECEIPTS)
+    state = TypeAdapter(RecorderState).validate_json(TypeAdapter(RecorderState).dump_json(books.recorder.state()))
+    assert (state.totals.beyond_stop, state.totals.stop) == (1, StopSettings.model_validate(ALIKE))
+    again = Books(books.folder, state, stop=rule)
+    await again.recorder.begin()
+    await again.update(2, *RECEIPTS)
+    assert again.recorder.is_over(2) is over
+    books.close()
     again.close()
 
 

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from configs.load import load_config, to_yaml
-from configs.schema import RunConfig
+from configs.schema import RunConfig, StopSettings
 from envs.trajectory import Ticket
 from orchestration.checkpoints import CheckpointError, read_state
 from orchestration.cluster import ROOT
@@ -139,6 +139,18 @@ def test_metrics_that_are_short_or_missing_are_said_before_anything_changes(left
     assert [path for path in there if path.name != "metrics.jsonl"] == sorted(left.rglob("*"))
 
 
+def test_evaluations_that_cannot_be_read_are_said_before_anything_changes(left: Path) -> None:
+    whole = (left / "evaluations.jsonl").read_text()
+    (left / "evaluations.jsonl").write_text('{"update": 0, "success"\n{"update": 1}\n')
+    assert "evaluations.jsonl: line 1 is no line of metrics" in refused(left)
+    (left / "evaluations.jsonl").write_bytes(b"\xff\n")
+    assert "evaluations.jsonl cannot be read ('utf-8'" in refused(left)
+    (left / "evaluations.jsonl").write_text(whole)
+    resume_point(left, [], None).folder.release()
+    (left / "evaluations.jsonl").unlink()
+    resume_point(left, [], None).folder.release()
+
+
 def test_another_starting_policy_is_refused(left: Path) -> None:
     point = resume_point(left, [], None)
     check_policy(point, "some/policy", POLICY)
@@ -166,6 +178,19 @@ def test_a_run_whose_tokens_are_spent_wants_more_of_them(left: Path) -> None:
     says = "is finished: 500 tokens of run.max_tokens=500; go on with run.max_tokens=1000 or so"
     assert says in refused(left, "run.max_tokens=500")
     resume_point(left, ["run.max_tokens=501"], None).folder.release()
+
+
+def test_a_run_that_its_rule_ended_goes_on_under_another_one(left: Path) -> None:
+    checkpoint = left / "checkpoints" / "step-000002"
+    state = read_state(checkpoint)
+    rule = StopSettings(metric="entropy", at_most=0.1, updates=2)
+    ended = replace(state.recorder, totals=replace(state.recorder.totals, beyond_stop=2, stop=rule))
+    (checkpoint / "run.json").write_text(state.model_copy(update={"recorder": ended}).model_dump_json())
+    (left / "summary.json").write_text("{}")
+    same = "run.stop={metric: entropy, at_most: 0.1, updates: 2}"
+    assert "is finished: run.stop was reached; go on with run.stop=null or another rule" in refused(left, same)
+    for other in ("run.stop=null", same.replace("0.1", "0.01"), same.replace("entropy", "coverage")):
+        resume_point(left, [other], None).folder.release()
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
