@@ -61,7 +61,7 @@ def demonstrate(
     """
     first, _ = env.reset(seed=seed)
     rng = np.random.default_rng([seed, 1])
-    if script.makes_lists and rng.random() < list_share:
+    if list_share and script.makes_lists and rng.random() < list_share:
         return _solution_list(env, first, script.solutions(env, list_length, skill, rng))
     kind, sketches = rng.random(), script.sketches(env)
     if sketches and kind < script.sketch_share:
