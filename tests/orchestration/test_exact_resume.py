@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 UPDATES = 10
 SMALL = [
     "eval.episodes=2", "eval.samples=1", "cluster.dashboard=false", "observe.sample_every=0",
-    "sampler={name: sesa, sketches: 4, train_on: both}", "rollout.tokens_per_turn=32",
+    "sampler={name: sesa, sketches: 2, train_on: both}", "rollout.tokens_per_turn=32",
     "grpo.groups_per_update=4", "grpo.max_refill=2", f"run.updates={UPDATES}", "checkpoint.every=5",
 ]  # fmt: skip
 LIMIT_S = 240
