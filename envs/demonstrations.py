@@ -27,8 +27,6 @@ class Script(ABC, Generic[E]):
     sketch_share = 0.08
     guided_skill = 0.95
     sketches_a_list = 8
-    # Whether `solutions` makes lists of different solutions, one asked for after another.
-    makes_lists = False
     # A careless game is cut here: the rest repeats itself and costs training time.
     careless_turns = 3
 
@@ -44,9 +42,13 @@ class Script(ABC, Generic[E]):
         without thinking.
         """
 
+
+class ListScript(Script[E]):
+    """A script that also makes lists of different solutions, one asked for after another."""
+
+    @abstractmethod
     def solutions(self, env: E, count: int, skill: float, rng: np.random.Generator) -> list[str]:
-        """Up to `count` different answers to one prompt, a share `skill` of them careful; where `makes_lists`."""
-        raise NotImplementedError
+        """Up to `count` different answers to one prompt, a share `skill` of them careful."""
 
 
 def demonstrate(
@@ -61,7 +63,7 @@ def demonstrate(
     """
     first, _ = env.reset(seed=seed)
     rng = np.random.default_rng([seed, 1])
-    if list_share and script.makes_lists and rng.random() < list_share:
+    if list_share and isinstance(script, ListScript) and rng.random() < list_share:
         return _solution_list(env, first, script.solutions(env, list_length, skill, rng))
     kind, sketches = rng.random(), script.sketches(env)
     if sketches and kind < script.sketch_share:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from envs.demonstrations import Script
+from envs.demonstrations import ListScript
 from envs.path_exploration.atlas import SLASH, Atlas, Path, Targets, draw, hidden_targets
 from envs.path_exploration.env import PathExploration
 from envs.path_exploration.reading import read_region
@@ -20,10 +20,8 @@ MOST_REGIONS = 48
 MOST_TRIES = 16
 
 
-class PathExplorationScript(Script[PathExploration]):
+class PathExplorationScript(ListScript[PathExploration]):
     """Careful plain play guesses targets, careless play misses; guided play stays in the region of its sketch."""
-
-    makes_lists = True
 
     def sketches(self, env: PathExploration) -> list[str]:
         """Regions of all names but the last: those with targets, and half as many without, the same for one map."""
