@@ -20,11 +20,10 @@ from configs.load import ConfigError
 from learner.durable import replace_durably
 from orchestration.comparison_plan import DEFAULT_ROOT, Plan, from_root, make_plan
 from orchestration.comparison_run import Launcher, LaunchError, LocalLauncher, command, run_tasks
+from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail
 
 if TYPE_CHECKING:
     from orchestration.comparison_state import Work
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         files = _write(comparison, plan, arguments.config, arguments.output, failed)
     except ConfigError as error:
-        return _fail(error, FAILED if failed else BAD_INPUT)
+        return fail(error, FAILED if failed else BAD_INPUT)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILED)
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted: the same command goes on from here", INTERRUPTED)
+        return fail("interrupted: the same command goes on from here", INTERRUPTED)
     _say(f"written: {', '.join(str(from_root(file)) for file in files)}")
     return FAILED if failed else 0
 
@@ -149,12 +148,6 @@ def _write(
 
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
-def _fail(error: object, status: int) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

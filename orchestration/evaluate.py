@@ -20,12 +20,11 @@ from rich.console import Console as Terminal
 
 from configs.load import ConfigError, load_config
 from configs.schema import RunConfig
+from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail
 from orchestration.plans import Mode, Plan, plan_of
 
 if TYPE_CHECKING:
     from orchestration.judging import JudgedPolicy
-
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError([f"--samples {arguments.samples}: at least one sample is needed"])
         output = _output(arguments.output, config, arguments.config.stem, arguments.mode)
     except ConfigError as error:
-        return _fail(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     command = shlex.join(["python", "-m", "orchestration.evaluate", *given])
     return _judge(config, policies, arguments.mode, arguments.samples, output, command)
 
@@ -61,7 +60,7 @@ def _judge(config: RunConfig, policies: Sequence[str], mode: Mode, samples: int,
     try:
         write(output, document(config, command, mode, plan, judged))
     except OSError as error:
-        return _fail(f"--output {output}: {error.strerror or error}", FAILED)
+        return fail(f"--output {output}: {error.strerror or error}", FAILED)
     terminal.print(f"figures: {output}", markup=False, soft_wrap=True)
     return status
 
@@ -82,11 +81,11 @@ def _judge_all(config: RunConfig, policies: Sequence[str], plan: Plan, judged: l
         for one in judge_policies(config, named_policies(config, policies), plan):
             judged.append(one)
     except (BadEnvironment, *START_ERRORS) as error:
-        return _fail(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     except RUN_ERRORS as error:
-        return _fail(cause_of(error), FAILED)
+        return fail(cause_of(error), FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
     return 0
 
 
@@ -101,12 +100,6 @@ def _output(given: Path | None, config: RunConfig, name: str, mode: Mode) -> Pat
     except OSError as error:
         raise ConfigError([f"--output {path}: {path.parent} cannot be made: {error.strerror}"]) from None
     return path
-
-
-def _fail(error: object, status: int) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,11 +17,10 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs.load import ConfigError, load_config, to_yaml  # noqa: E402
 from configs.schema import RunConfig  # noqa: E402
+from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail  # noqa: E402
 
 if TYPE_CHECKING:
     from orchestration.resume import ResumePoint
-
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config, arguments.overrides)
         _check_metric(config)
     except ConfigError as error:
-        return _fail(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     # From here on imports take time: a mistyped key was reported before.
     from envs.base import BadEnvironment
     from envs.registry import check_env
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_env(config.env)
     except BadEnvironment as error:
-        return _fail(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     if arguments.dry_run:
         return _dry_run(config)
     return _train(config, arguments.config.stem)
@@ -58,7 +57,7 @@ def _resume(run: Path, arguments: argparse.Namespace) -> int:
     try:
         point = resume_point(run, arguments.overrides, arguments.config)
     except (ResumeError, RunFolderError, CheckpointError) as error:
-        return _fail(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     _check_metric(point.config)
     if arguments.dry_run:
         return _dry_run(point.config)
@@ -91,18 +90,12 @@ def _train(config: RunConfig, config_name: str, resume: ResumePoint | None = Non
     try:
         run_session(config, config_name, resume)
     except START_ERRORS as error:
-        return _fail(error, BAD_INPUT)
+        return fail(error, BAD_INPUT)
     except RUN_ERRORS as error:
-        return _fail(cause_of(error), FAILED)
+        return fail(cause_of(error), FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
     return 0
-
-
-def _fail(error: object, status: int) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

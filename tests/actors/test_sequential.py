@@ -2,86 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from actors.rollout import Rollout
-from actors.samplers.build import build_sampler
-from configs.samplers import SequentialSettings
-from envs.base import Outcome, TextEnv
 from envs.codec import encode_group
-from envs.trajectory import Credit, Group, GroupStats, Role, Row, Stream, Verdict
+from envs.trajectory import Credit, GroupStats, Role, Row, Stream, Verdict
 from learner.rows import training_rows
-from tests.builders import Said, Scene, ScriptedEnv, ScriptedPolicy, plan, token_ids_of
-
-OPENED = "<|im_start|>system\nSay win.<|im_end|>\n<|im_start|>user\nEpisode 11."
-ASKED = "<|im_end|>\n<|im_start|>assistant\n"
-AGAIN = f"<|im_end|>\n<|im_start|>user\nAnother one.\nEpisode 11.{ASKED}"
-
-LISTED: dict[str, Said] = {
-    "list/0/solution/0/0/1": "win 1",
-    "list/0/solution/1/0/1": "lose 0",
-    "list/0/solution/2/0/1": "lose 0.25",
-}
-REPEATED: dict[str, Said] = {**LISTED, "list/0/solution/1/0/1": "win 1"}
-
-
-@dataclass(frozen=True)
-class Sampled:
-    group: Group
-    rollout: Rollout
-    policy: ScriptedPolicy
-
-    @property
-    def plain(self) -> list[int]:
-        return self.rollout.opening().tolist()
-
-    @property
-    def lineage(self) -> list[tuple[int | None, int | None]]:
-        return [(t.parent, t.pivot) for t in self.group.trajectories]
-
-    @property
-    def rows(self) -> list[tuple[int, int, list[int] | None]]:
-        """(trajectory, first target, training context if it is another than the sampling one) of each row."""
-        return [(r.trajectory, r.first, None if r.context_ids is None else r.context_ids.tolist()) for r in self._rows]
-
-    @property
-    def rewards(self) -> list[list[float]]:
-        """Of the credits of each row."""
-        return [[credit.reward for credit in row.credits] for row in self._rows]
-
-    @property
-    def _rows(self) -> tuple[Row, ...]:
-        return self.group.rows
-
-    def trained(self) -> list[list[int]]:
-        """The tokens the learner trains in each row."""
-        return [r.token_ids[r.targets].tolist() for r in training_rows([self.group], self.rollout._shared.config)]
-
-    def said(self, *words: str) -> list[int]:
-        return [token for said in words for token in self.policy.encode(said)]
-
-
-async def sample(
-    scene: Scene,
-    said: Mapping[str, Said],
-    solutions: int = 3,
-    make_env: Callable[[], TextEnv] | None = None,
-    **settings: Any,
-) -> Sampled:
-    policy = ScriptedPolicy(lambda _: None, plan(said))
-    rollout = await scene.rollout(policy, make_env)
-    group = await build_sampler(SequentialSettings(solutions=solutions, **settings)).sample_group(rollout)
-    encode_group(group)
-    assert group.sampled_tokens == sum(len(c.token_ids) for c in policy.completions.values())
-    return Sampled(group, rollout, policy)
-
+from tests.actors.sequential_groups import AGAIN, ASKED, LISTED, OPENED, REPEATED, sample
+from tests.builders import Said, Scene, ScriptedEnv, token_ids_of
 
 # --- one conversation ------------------------------------------------------------------------------------------------
 
@@ -355,81 +286,3 @@ async def test_advantages_compare_the_solutions_of_one_list(scene: Scene) -> Non
     ends = np.cumsum([len(sampled.said(words)) for words in ("win 1", "lose 0", "lose 0.25")])
     np.testing.assert_allclose(row.advantages[ends - 1], expected, rtol=1e-5)
     assert row.sequences[ends - 1].tolist() == [0, 1, 2]
-
-
-# --- several lists of a prompt ---------------------------------------------------------------------------------------
-
-TWO_LISTS: dict[str, Said] = {
-    "list/0/solution/0/0/1": "win 1",
-    "list/0/solution/1/0/1": "win 1",
-    "list/1/solution/0/0/1": "lose 0",
-    "list/1/solution/1/0/1": "win 1",
-}
-
-
-def placed(sampled: Sampled) -> list[tuple[int, str, float]]:
-    return [(row.trajectory, c.baseline, c.reward) for row in sampled.group.rows for c in row.credits]
-
-
-async def test_lists_of_a_prompt_know_nothing_of_each_other(scene: Scene) -> None:
-    """A solution of one list is no repeat in another; parents stay inside their list."""
-    sampled = await sample(scene, TWO_LISTS, solutions=2, lists=2)
-    assert placed(sampled) == [(1, "list/0", 1.0), (1, "list/0", -1.0), (3, "list/1", 0.0), (3, "list/1", 1.0)]
-    assert [t.parent for t in sampled.group.trajectories] == [None, 0, None, 2]
-    assert sampled.group.stats.duplicate_answers == 1
-
-
-async def test_solutions_are_compared_with_those_of_their_place(scene: Scene) -> None:
-    sampled = await sample(scene, TWO_LISTS, solutions=2, lists=2, baseline="position")
-    assert placed(sampled) == [(1, "place/0", 1.0), (1, "place/1", -1.0), (3, "place/0", 0.0), (3, "place/1", 1.0)]
-
-
-def test_places_take_several_lists() -> None:
-    with pytest.raises(ValidationError, match=r"lists \(1\) must be at least 2"):
-        SequentialSettings(baseline="position")
-
-
-# --- room, and what has no answer ------------------------------------------------------------------------------------
-
-
-async def test_a_list_ends_before_a_solution_that_only_the_context_would_cut(scene: Scene) -> None:
-    """The prompt has 73 tokens, a solution and the next request 80: a third would have 17 of 20 tokens left."""
-    policy = ScriptedPolicy(lambda _: "win 1")
-    opened = len((await scene.rollout(policy)).opening())
-    rollout = await scene.rollout(policy, rollout={"tokens_per_turn": 20}, model={"max_model_len": opened + 130})
-    group = await build_sampler(SequentialSettings(solutions=8)).sample_group(rollout)
-    longest = max(len(request.context_ids) for request in policy.requests)
-    assert 1 < len(group.trajectories) < 8
-    assert longest + 20 <= opened + 130
-    assert {t.verdict for t in group.trajectories} == {Verdict.SOLVED}
-
-
-async def test_different_words_that_do_nothing_are_no_repeats(scene: Scene) -> None:
-    class NothingDone(ScriptedEnv):
-        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-            outcome = Outcome(Verdict.WRONG, "")
-            return "Illegal.", -0.5, True, False, {"outcome": outcome}
-
-    said = {f"list/0/solution/{i}/0/1": words for i, words in enumerate(["go north", "go south", "go north"])}
-    sampled = await sample(scene, said, solutions=3, make_env=NothingDone)
-    assert sampled.rewards[0] == [-0.5, -0.5, -1.0]
-    assert sampled.group.stats.duplicate_answers == 1
-
-
-async def test_lists_that_are_all_alike_are_compared_inside_themselves(scene: Scene) -> None:
-    """A dead policy's: by place every reward is the same, inside a list the repeat is worse than what it repeats."""
-    said: dict[str, Said] = {f"list/{i}/solution/{k}/0/1": "win 1" for i in range(2) for k in range(2)}
-    sampled = await sample(scene, said, solutions=2, lists=2, baseline="position")
-    assert placed(sampled) == [(1, "list/0", 1.0), (1, "list/0", -1.0), (3, "list/1", 1.0), (3, "list/1", -1.0)]
-    assert sampled.group.has_signal
-
-
-async def test_what_an_unreadable_solution_costs_comes_on_top(scene: Scene) -> None:
-    class Strict(ScriptedEnv):
-        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-            text, reward, *rest = super().step(action)
-            return (text, reward if action else -0.25, *rest)  # type: ignore[return-value]
-
-    said = {"list/0/solution/0/0/1": "", "list/0/solution/1/0/1": "lose 0", "list/0/solution/2/0/1": "lose 0"}
-    sampled = await sample(scene, said, solutions=3, make_env=lambda: Strict(max_turns=1))
-    assert sampled.rewards[0] == [-1.25, 0.0, -1.0]

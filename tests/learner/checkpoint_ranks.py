@@ -183,7 +183,7 @@ def folder_gone(ranks: Ranks, policy: str, root: str) -> None:
 
 
 def refusals(ranks: Ranks, policy: str, root: str) -> None:
-    """What must not be taken up, each named in one line."""
+    """What must not be taken up, each named in one line; refused.txt says what was."""
     import shutil
 
     from learner.checkpoint import load_state
@@ -201,6 +201,8 @@ def refusals(ranks: Ranks, policy: str, root: str) -> None:
         with pytest.raises(StateError, match=re.escape(what)) as caught:
             load_state(engine, bad)
         assert "\n" not in str(caught.value)
+        with (Path(root) / "refused.txt").open("a") as file:
+            file.write(f"{what}\n")
 
     def swap(path: Path, old: str, new: str) -> None:
         text = path.read_text()

@@ -145,3 +145,8 @@ def test_a_folder_that_is_gone_is_not_made_anew(policy: Path, tmp_path: Path) ->
 
 def test_what_must_not_be_taken_up_is_refused_by_name(policy: Path, tmp_path: Path) -> None:
     run_ranks(1, "refusals", policy, tmp_path)
+    refused = (tmp_path / "refused.txt").read_text().splitlines()
+    assert len(refused) == 10
+    assert {line.split(":")[0].split(" is ")[0] for line in refused} == {
+        *("state.json", "layer-00001.safetensors", "model.norm.weight", "a.weight"),
+    }

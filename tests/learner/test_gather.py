@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ def wholes() -> list[Tensor]:
     return [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(SHAPES)]
 
 
-def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int) -> None:
+def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int, folder: Path) -> None:
+    """Leaves behind the names of the whole parameters that a rank got, a line each time."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
@@ -45,17 +47,19 @@ def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int) -> None:
     module = Sliced(rank, ranks)
     for _ in range(2):
         found = [(name, tensor.clone()) for name, tensor in gathered_parameters(module, torch.float32)]
-        if rank > 0:
-            assert found == []
-            continue
-        assert [name for name, _ in found] == [f"p{i}" for i in range(len(SHAPES))]
-        assert all(torch.equal(tensor, whole) for (_, tensor), whole in zip(found, wholes(), strict=True))
+        whole = dict(zip((f"p{i}" for i in range(len(SHAPES))), wholes(), strict=True))
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in found)
+        with (folder / f"rank-{rank}").open("a") as file:
+            file.write(" ".join(name for name, _ in found) + "\n")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("ranks", "chunk_bytes"), [(1, 100), (3, 100), (3, 1 << 20)])
-def test_rank_0_gets_every_parameter_whole(ranks: int, chunk_bytes: int) -> None:
+def test_rank_0_gets_every_parameter_whole(ranks: int, chunk_bytes: int, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(on_rank, (ranks, port, chunk_bytes), nprocs=ranks)
+    mp.spawn(on_rank, (ranks, port, chunk_bytes, tmp_path), nprocs=ranks)
+    first, *others = [(tmp_path / f"rank-{rank}").read_text().splitlines() for rank in range(ranks)]
+    assert first == [" ".join(f"p{i}" for i in range(len(SHAPES)))] * 2
+    assert others == [["", ""]] * (ranks - 1)
