@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input and nothing was started, 1 something failed, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.report and arguments.dry_run:
+        parser.error("--report runs nothing anyway: leave --dry-run out")
     failed: dict[str, str] = {}
     try:
         comparison = load_comparison(arguments.config)

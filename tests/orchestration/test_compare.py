@@ -172,6 +172,17 @@ def test_methods_are_not_chosen_for_a_report_of_all(tmp_path: Path, capsys: pyte
     assert "argument --report: not allowed with argument --only" in capsys.readouterr().err
 
 
+def test_a_report_that_would_run_nothing_twice_is_refused(
+    tmp_path: Path, launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison_file(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        call(tmp_path, "--report", "--dry-run")
+    assert ended.value.code == 2
+    assert "--report runs nothing anyway: leave --dry-run out" in capsys.readouterr().err
+    assert began(launcher) == []
+
+
 def test_a_full_disk_leaves_the_comparison_before(
     tmp_path: Path, launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
