@@ -34,6 +34,9 @@ class ImportanceSettings(Settings):
         "truncate", description="beyond the cap: count with the cap, or not at all"
     )
     cap: PositiveFloat | None = Field(2.0, description="cap of the ratio learner / engine; empty: no correction")
+    of: Literal["all", "negative"] = Field(
+        "all", description="what is corrected: all tokens, or those of negative advantage (TOPR, arXiv 2503.14286)"
+    )
     max_divergence: PositiveFloat | None = Field(
         None,
         description="leave out sequences of negative advantage with mean log(engine / learner) above this, nats; "

@@ -55,10 +55,11 @@ def batch_loss(
     anchor = torch.where(direct, batch.behaviour_logprobs, old)
     kl, kl_term, advantages = _divergence(batch, logprobs, old, reference, settings)
     losses, clipped = _policy_losses(batch, logprobs, anchor, advantages, settings)
+    spared = direct | ((advantages >= 0) & (settings.importance.of == "negative"))
     importance = importance_weights(
         old,
         batch.behaviour_logprobs,
-        batch.importance_caps.masked_fill(direct, torch.inf),
+        batch.importance_caps.masked_fill(spared, torch.inf),
         batch.sequences,
         settings.importance.level,
         settings.importance.mode,

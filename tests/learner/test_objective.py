@@ -103,6 +103,14 @@ def test_decoupled_ppo_clips_against_the_learner_and_corrects_for_the_engine() -
         assert loss.importance.item() == pytest.approx(weight)
 
 
+def test_good_answers_may_be_spared_the_weight() -> None:
+    """behaviour 0.4, old and now 0.1: a bad answer counts a quarter, a good one in full."""
+    for advantage, weight in ((1.0, 1.0), (-1.0, 0.25), (0.0, 1.0)):
+        batch = micro_batch([advantage], logs(0.4), 4.0)
+        loss, _ = loss_and_gradient(batch, logs(0.1), logs(0.1), importance={"of": "negative"})
+        assert [loss.importance.item(), loss.total.item()] == pytest.approx([weight, -advantage * weight])
+
+
 def test_against_the_engine_no_weight_is_applied() -> None:
     """behaviour 0.4, now 0.44: the ratio is 1.1, whatever the learner said before the update."""
     loss, slopes = loss_and_gradient(micro_batch([1.0], logs(0.4), 4.0), logs(0.44), logs(0.1), **OFF_POLICY)

@@ -92,6 +92,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cispo": {"objective": "cispo", "clip_low": 1.0, "clip_high": 0.5},
     "token mask": {"importance": {"mode": "mask", "cap": 1.1}},
     "sequence truncate": {"importance": {"level": "sequence", "cap": 1.3}},
+    "losses only": {"importance": {"of": "negative", "cap": 1.1}},
     "off-policy mask": {"importance": {"max_divergence": 0.1, "cap": None}},
     "k1": {"kl": {"coefficient": 0.5, "estimator": "k1"}, "epochs": 2},
     "k3": {"kl": {"coefficient": 0.5}},
@@ -174,7 +175,10 @@ def sequence_losses(
         objective = torch.minimum(ratio * advantage, clipped * advantage)
         if settings.dual_clip is not None:
             objective = torch.where(advantage < 0, objective.maximum(settings.dual_clip * advantage), objective)
-    objective = objective * sequence_weight(row, (old - behaviour).exp(), direct, settings)
+    weight = sequence_weight(row, (old - behaviour).exp(), direct, settings)
+    if settings.importance.of == "negative":
+        weight = torch.where(advantage < 0, weight, 1.0)
+    objective = objective * weight
     limit = settings.importance.max_divergence
     if limit is not None and row.own_context and advantage[0] < 0 and (behaviour - current).mean() > limit:
         objective = objective * 0
