@@ -76,6 +76,9 @@ class SesaSettings(Settings):
     name: Literal["sesa"] = "sesa"
     sketches: int = Field(8, ge=2)
     expansions_per_sketch: PositiveInt = 1
+    plain_solutions: int = Field(
+        0, ge=0, description="further solutions of the group, sampled without a sketch; what the policy does by itself"
+    )
     sketch_tokens: PositiveInt = Field(24, description="most tokens of one sketch")
     templates: TemplateSettings = TemplateSettings()
     history: History = Field("tokens", description="earlier sketches as the same conversation, or told in the prompt")

@@ -49,7 +49,8 @@ class SesaSampler:
                 rollout.play(followed.get(k, plain_ids), f"expansion/{k}/{i}", sketch=k if k in followed else None)
                 for k in range(self._settings.sketches)
                 for i in range(self._settings.expansions_per_sketch)
-            )
+            ),
+            *(rollout.play(plain_ids, f"plain/{i}") for i in range(self._settings.plain_solutions)),
         )
 
     def _solution_rows(self, plain_ids: Ints, solutions: Sequence[tuple[int, Trajectory]]) -> Iterator[Row]:
@@ -57,10 +58,8 @@ class SesaSampler:
             if self._settings.train_on in ("plain", "both"):
                 # A solution sampled without a sketch is on-policy under the plain prompt: it keeps its own context.
                 context_ids = None if trajectory.sketch is None else plain_ids
-                yield Row(
-                    index, 1, (solution_credit(trajectory, "plain", self._settings.plain_weight),),
-                    context_ids, self._settings.plain_importance_cap,
-                )  # fmt: skip
+                credit = solution_credit(trajectory, "plain", self._settings.plain_weight)
+                yield Row(index, 1, (credit,), context_ids, self._settings.plain_importance_cap)
             if self._settings.train_on in ("guided", "both"):
                 # With several expansions of a sketch, its solutions are compared with each other alone.
                 several = self._settings.expansions_per_sketch > 1 and trajectory.sketch is not None

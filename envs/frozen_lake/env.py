@@ -17,7 +17,9 @@ from envs.frozen_lake.lake import NAMES, BestPlay, Cell, Lake, best_play, slippe
 from envs.protocol import Unreadable, form
 
 LEGAL = {name.lower(): name for name in NAMES}
-WAY_POINT = re.compile(r"\br(?:ow)?\s*(\d{1,4})\W{0,3}c(?:ol(?:umn)?)?\s*(\d{1,4})", re.IGNORECASE | re.ASCII)
+MOVE = re.compile(rf"\b(?:{'|'.join(NAMES)})\b", re.IGNORECASE | re.ASCII)
+# A sketch says how to begin: so many moves at most.
+LONGEST_OPENING = 3
 
 # A goal next to the start teaches nothing.
 SHORTEST_ROUTE = 2
@@ -27,7 +29,7 @@ MOST_MOVES_TRIED = 6
 
 
 class FrozenLake(TextEnv):
-    """Reward 1 on the goal, 0 in a hole. A sketch is a way-point: a cell to pass on the way."""
+    """Reward 1 on the goal, 0 in a hole. A sketch is an opening: the first moves of a walk."""
 
     settings: FrozenLakeSettings
     state: Lake
@@ -45,20 +47,16 @@ class FrozenLake(TextEnv):
         )
 
     def sketch_request(self, number: int) -> str:
-        return "\nFirst name a cell to pass on the way, as: via r1c2" if number == 0 else "Name another cell."
+        return "\nFirst say how to begin, as: begin Right, Down, Down" if number == 0 else "Begin another way."
 
     def guidance(self, sketch: str) -> str:
         # On a line of its own: the sketch's tokens are the ones it was sampled with, at the start of an answer.
         return f"\nGo\n{sketch}"
 
     def sketch_key(self, sketch: str) -> str | None:
-        """`row,column` of the named way-point; a hole is readable (and a bad plan), a cell off the board is not."""
-        found = WAY_POINT.search(sketch)
-        if found is None:
-            return None
-        row, column = int(found[1]), int(found[2])
-        on_board = 1 <= row <= self.settings.size and 1 <= column <= self.settings.size
-        return f"{row},{column}" if on_board else None
+        """The moves named, such as `Right,Down`, one to `LONGEST_OPENING`; those into a hole are readable (and bad)."""
+        moves = [LEGAL[found[0].lower()] for found in MOVE.finditer(sketch)]
+        return ",".join(moves) if 1 <= len(moves) <= LONGEST_OPENING else None
 
     def render(self) -> str:
         """The board: one character a cell, cells separated by blanks."""

@@ -47,7 +47,7 @@ class Lake:
         """After a move that does not slip."""
         return Lake(self.size, self.holes, self.goal, self.beside(self.player, name))
 
-    def route(self, start: Cell, end: Cell, avoid: frozenset[Cell] = frozenset()) -> list[str] | None:
+    def route(self, start: Cell, end: Cell) -> list[str] | None:
         """Shortest safe moves from `start` to `end`, breadth first, ties to the earlier of MOVES; None if no way."""
         came: dict[Cell, tuple[Cell, str] | None] = {start: None}
         frontier = deque([start])
@@ -55,7 +55,7 @@ class Lake:
             here = frontier.popleft()
             for name in NAMES:
                 there = self.beside(here, name)
-                if there not in came and there not in avoid and there not in self.holes:
+                if there not in came and there not in self.holes:
                     came[there] = (here, name)
                     frontier.append(there)
         if end not in came:
@@ -67,11 +67,24 @@ class Lake:
             step = came[step[0]]
         return moves[::-1]
 
-    def route_via(self, way_point: Cell) -> list[str] | None:
-        """Shortest safe moves from the player to the way-point and on to the goal."""
-        before = self.route(self.player, way_point, frozenset({self.goal} - {way_point}))
-        after = self.route(way_point, self.goal)
-        return None if before is None or after is None else before + after
+    def openings(self, longest: int, limit: int) -> list[tuple[str, ...]]:
+        """First `longest` moves, or all, of different safe ways to the goal of at most `limit` moves.
+
+        An opening sees no cell twice; the way behind it is the shortest.
+        """
+        found: list[tuple[str, ...]] = []
+        walks: deque[tuple[tuple[str, ...], tuple[Cell, ...]]] = deque([((), (self.player,))])
+        while walks:
+            moves, passed = walks.popleft()
+            rest = self.route(passed[-1], self.goal)
+            if rest is None or len(moves) + len(rest) > limit:
+                continue
+            if not rest or len(moves) == longest:
+                found.append(moves)
+                continue
+            steps = ((name, self.beside(passed[-1], name)) for name in NAMES)
+            walks += [((*moves, name), (*passed, c)) for name, c in steps if c not in passed and c not in self.holes]
+        return found
 
 
 def slipped(name: str, turn: int) -> str:

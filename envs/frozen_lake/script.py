@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from envs.demonstrations import Script
-from envs.frozen_lake.env import FrozenLake, place
+from envs.frozen_lake.env import LONGEST_OPENING, FrozenLake
 from envs.frozen_lake.lake import MOVES, NAMES, Cell, Lake
 
 # Careless players that hold one direction whatever comes; the others walk straight at the goal.
@@ -15,53 +15,46 @@ HABIT_SHARE = 0.7
 
 
 class FrozenLakeScript(Script[FrozenLake]):
+    """Sketches are openings of ways within the limit; guided play makes those moves and goes on as plain play does."""
+
     def sketches(self, env: FrozenLake) -> list[str]:
-        return [f"via {place(cell)}" for cell in way_points(env)]
+        openings = env.state.openings(LONGEST_OPENING, env.settings.action_limit)
+        return [f"begin {', '.join(opening)}" for opening in openings]
 
     def answers(
         self, env: FrozenLake, sketch: str | None, careful: bool, rng: np.random.Generator
     ) -> Iterator[tuple[str, str]]:
-        target = None if sketch is None else _cell(env, sketch)
+        opening = [] if sketch is None else _moves(env, sketch)
         habit = NAMES[rng.integers(len(NAMES))] if rng.random() < HABIT_SHARE else None
+        width = env.settings.actions_per_turn
         while True:
             lake = env.state
-            bearing = _bearing(lake.player, target or lake.goal)
-            if lake.player == target:
-                target = None
-                bearing += f"; {_bearing(lake.player, lake.goal)}"
-            width = env.settings.actions_per_turn
-            moves = _careful_moves(lake, target)[:width] if careful else [_careless_move(lake, target, habit)] * width
+            plan = _careful_moves(lake, opening) if careful else [*opening, *[_careless_move(lake, habit)] * width]
+            moves, opening = plan[:width], opening[width:]
             trace = _trace(lake, moves)
             seen = ", ".join(f"{move} {lake.look(cell)}" if careful else move for move, cell in trace)
-            if target in [cell for _, cell in trace[:-1]]:
-                target = None
-            yield f"{bearing}: {seen}.", " || ".join(moves)
+            yield f"{_bearing(lake.player, lake.goal)}: {seen}.", " || ".join(moves)
 
 
-def way_points(env: FrozenLake) -> list[Cell]:
-    """Cells, start and goal left out, that a safe walk from the player to the goal can pass within the limit."""
-    lake = env.state
-    cells = [divmod(index, lake.size) for index in range(lake.size**2)]
-    routes = {cell: lake.route_via(cell) for cell in cells if cell not in (lake.player, lake.goal)}
-    return [cell for cell, route in routes.items() if route is not None and len(route) <= env.settings.action_limit]
-
-
-def _cell(env: FrozenLake, sketch: str) -> Cell:
+def _moves(env: FrozenLake, sketch: str) -> list[str]:
     key = env.sketch_key(sketch)
     assert key is not None, f"not a sketch: {sketch}"
-    row, column = key.split(",")
-    return int(row) - 1, int(column) - 1
+    return key.split(",")
 
 
-def _careful_moves(lake: Lake, target: Cell | None) -> list[str]:
-    route = lake.route(lake.player, lake.goal) if target is None else lake.route_via(target)
-    # A slip can leave the player where the way-point is cut off by the goal: then the goal itself is the plan.
-    return route or lake.route(lake.player, lake.goal) or [NAMES[0]]
+def _careful_moves(lake: Lake, opening: Sequence[str]) -> list[str]:
+    """The opening and the shortest way on from it; without the opening where a slip has made it unsafe."""
+    after = lake
+    for move in opening:
+        after = after.moved(move)
+        if after.player in lake.holes:
+            return _careful_moves(lake, ())
+    return [*opening, *(lake.route(after.player, lake.goal) or ())] or [NAMES[0]]
 
 
-def _careless_move(lake: Lake, target: Cell | None, habit: str | None) -> str:
-    """A move without a look at what lies there: the habit, or toward the aim."""
-    here, aim = lake.player, lake.goal if target is None else target
+def _careless_move(lake: Lake, habit: str | None) -> str:
+    """A move without a look at what lies there: the habit, or toward the goal."""
+    here, aim = lake.player, lake.goal
     return habit or next(name for name in NAMES if _distance(_ahead(here, name), aim) < _distance(here, aim))
 
 

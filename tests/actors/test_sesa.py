@@ -193,6 +193,19 @@ async def test_plain_solutions_among_expansions_have_a_baseline_of_their_own(sce
     }
 
 
+async def test_plain_solutions_that_are_asked_for_are_compared_with_the_guided_ones(scene: Scene) -> None:
+    """On-policy in their own context; no sketch earns by them."""
+    plain: dict[str, Said] = {"plain/0/1": "win 0.5", "plain/1/1": "lose 0.75"}
+    sampled = await sample(scene, SKETCHES, SOLUTIONS, plain, train_on="both", plain_solutions=2)
+    group = sampled.group
+    assert [t.sketch for t in group.trajectories] == [None, 0, 1, 2, None, None]
+    assert [prompt_ids(t) for t in group.trajectories[4:]] == [sampled.plain] * 2
+    rewards = [(1, 1.0), (2, 0.0), (3, 0.25), (4, 0.5), (5, 0.75)]
+    assert sampled.credits(Stream.SOLUTION, "plain") == [(index, reward, 1.0) for index, reward in rewards]
+    assert [context_ids(row) for row in group.rows if row.trajectory in (4, 5)] == [None] * 4
+    assert sampled.credits(Stream.SKETCH) == [(0, reward, 1.0) for reward in (1.0, 0.0, 0.25)]
+
+
 async def test_failed_episodes_are_in_no_row_and_in_no_sketchs_mean(scene: Scene) -> None:
     failing = {**TWICE, "expansion/0/1/1": "raise", "expansion/1/0/1": "raise", "expansion/1/1/1": "raise"}
     sampled = await sample(scene, SKETCHES, failing, expansions_per_sketch=2, train_on="both")

@@ -1,4 +1,4 @@
-"""FrozenLake: its rules, slips and way-points; best play against brute force and gymnasium's own lake."""
+"""FrozenLake: its rules, slips and openings; best play against brute force and gymnasium's own lake."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envs.base import BadEnvironment
 from envs.demonstrations import demonstrate
 from envs.frozen_lake.env import FrozenLake
 from envs.frozen_lake.lake import NAMES, BestPlay, Cell, Lake
-from envs.frozen_lake.script import FrozenLakeScript, way_points
+from envs.frozen_lake.script import FrozenLakeScript
 from envs.trajectory import Verdict
 
 ANSWERS = re.compile(r"<answer>(.*?)</answer>")
@@ -140,41 +140,51 @@ def test_a_slip_goes_to_either_side_and_as_often_as_it_says() -> None:
 @pytest.mark.parametrize(
     ("sketch", "key"),
     [
-        ("via r2c3", "2,3"),
-        (" Via row 2, col 3 please", "2,3"),
-        ("row 2 column 3", "2,3"),
-        ("via r0c1", None),
-        ("via r5c1", None),
-        ("via 2 3", None),
-        ("car2cat3", None),
+        ("begin Right, Down", "Right,Down"),
+        (" Begin: down down LEFT please", "Down,Down,Left"),
+        ("up", "Up"),
+        ("begin Right, Down, Down, Left", None),
+        ("begin", None),
+        ("rightdown", None),
         ("", None),
         ("r" * 5000, None),
+        ("up " * 5000, None),
     ],
 )
 def test_sketch_keys(sketch: str, key: str | None) -> None:
     assert lake().sketch_key(sketch) == key
 
 
+def test_openings_are_the_first_moves_of_safe_ways_within_the_limit() -> None:
+    game = board("PFF/FHF/FFG")
+    assert game.state.openings(3, 4) == [("Right", "Right", "Down"), ("Down", "Down", "Right")]
+    assert game.state.openings(2, 4) == [("Right", "Right"), ("Down", "Down")]
+    assert game.state.openings(9, 4) == [("Right", "Right", "Down", "Down"), ("Down", "Down", "Right", "Right")]
+    assert game.state.openings(3, 3) == []
+    # The goal ends an opening; an edge and a hole are none.
+    assert board("PG/FH").state.openings(3, 3) == [("Right",)]
+
+
 def test_a_hole_is_a_readable_sketch() -> None:
     game = board("PF/HG")
-    assert game.sketch_key("via r2c1") == "2,1"
-    assert way_points(game) == [(0, 1)]
+    assert game.sketch_key("begin Down") == "Down"
+    assert FrozenLakeScript().sketches(game) == ["begin Right, Down"]
 
 
-def test_way_points_can_be_passed_on_the_way_to_the_goal() -> None:
+def test_openings_lead_to_the_goal() -> None:
     game = lake()
     for seed in range(50):
         game.reset(seed=seed)
-        for cell in way_points(game):
+        sketches = FrozenLakeScript().sketches(game)
+        assert sketches
+        assert len(set(sketches)) == len(sketches)
+        for sketch in sketches:
             game.reset(seed=seed)
-            route = game.state.route_via(cell)
-            assert route is not None
-            passed = []
-            for move in route:
+            for move in (game.sketch_key(sketch) or "").split(","):
                 game.step(say(move))
-                passed.append(game.state.player)
-            assert cell in passed
-            assert passed[-1] == game.state.goal
+            while not game.solved:
+                assert game.ceiling() == 1
+                game.step(say(str(game.oracle()).split(" || ")[0]))
 
 
 def neighbour(cell: Cell, name: str, size: int) -> Cell:
@@ -265,26 +275,27 @@ def test_the_oracle_wins_as_often_as_the_ceiling_says() -> None:
     assert np.mean(won) == pytest.approx(np.mean(expected), abs=3 * float(np.std(won)) / 20)
 
 
-@pytest.mark.parametrize("fields", [{}, {"slip": 0.2, "actions_per_turn": 2, "size": 5}])
-def test_guided_play_passes_its_way_point(fields: dict[str, float]) -> None:
-    game, visits = lake(**fields), []
+@pytest.mark.parametrize("fields", [{}, {"actions_per_turn": 2, "max_actions": 8}, {"slip": 0.2, "size": 5}])
+def test_guided_play_begins_as_it_was_told_and_goes_on_as_plain_play(fields: dict[str, float]) -> None:
+    game, begun, solved = lake(**fields), [], []
     for seed in range(300):
         conversation = demonstrate(game, FrozenLakeScript(), seed, 0.5)
         first, _ = game.reset(seed=seed)
         shown = conversation[1].content
-        wanted = game.sketch_key(shown.removeprefix(first))
-        if wanted is None or shown == first + game.sketch_request(0):
+        told = game.sketch_key(shown.removeprefix(first))
+        if told is None or shown == first + game.sketch_request(0):
             continue
-        assert wanted in {f"{row + 1},{column + 1}" for row, column in way_points(game)}
-        passed = []
-        for answer in (m.content for m in conversation if m.trained):
-            _, reward, *_ = game.step(answer)
-            passed.append(f"{game.state.player[0] + 1},{game.state.player[1] + 1}")
-            assert reward >= 0
-        visits.append(wanted in passed)
-    assert len(visits) > 80
+        assert f"begin {told.replace(',', ', ')}" in FrozenLakeScript().sketches(game)
+        answers = [m.content for m in conversation if m.trained]
+        said = ",".join(re.findall("Left|Up|Right|Down", " ".join(answer.split("<answer>")[1] for answer in answers)))
+        begun.append(said.startswith(told))
+        solved.append(play(game, answers)[-1][4] is Verdict.SOLVED)
+    assert len(begun) > 80
     if not game.settings.slip:
-        assert np.mean(visits) > 0.9
+        assert np.mean(begun) == 1
+        assert np.mean(solved) > 0.9
+    else:
+        assert np.mean(begun) > 0.8
 
 
 def test_skill_makes_plain_play_careful() -> None:
