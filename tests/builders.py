@@ -263,5 +263,18 @@ class Scene:
         return rollout
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A group, and what it was sampled with."""
+
+    group: Group
+    rollout: Rollout
+    policy: ScriptedPolicy
+
+    @property
+    def plain(self) -> list[int]:
+        return self.rollout.opening().tolist()
+
+
 def token_ids_of(segments: Sequence[Segment]) -> list[int]:
     return [int(token) for segment in segments for token in segment.token_ids]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
 from configs.samplers import SequentialSettings
 from envs.base import TextEnv
 from envs.codec import encode_group
-from envs.trajectory import Group, Row
+from envs.trajectory import Row
 from learner.rows import training_rows
-from tests.builders import Said, Scene, ScriptedPolicy, plan
+from tests.builders import Said, Sampled, Scene, ScriptedPolicy, plan
 
 OPENED = "<|im_start|>system\nSay win.<|im_end|>\n<|im_start|>user\nEpisode 11."
 ASKED = "<|im_end|>\n<|im_start|>assistant\n"
@@ -27,16 +25,7 @@ LISTED: dict[str, Said] = {
 REPEATED: dict[str, Said] = {**LISTED, "list/0/solution/1/0/1": "win 1"}
 
 
-@dataclass(frozen=True)
-class Sampled:
-    group: Group
-    rollout: Rollout
-    policy: ScriptedPolicy
-
-    @property
-    def plain(self) -> list[int]:
-        return self.rollout.opening().tolist()
-
+class Lists(Sampled):
     @property
     def lineage(self) -> list[tuple[int | None, int | None]]:
         return [(t.parent, t.pivot) for t in self.group.trajectories]
@@ -69,10 +58,10 @@ async def sample(
     solutions: int = 3,
     make_env: Callable[[], TextEnv] | None = None,
     **settings: Any,
-) -> Sampled:
+) -> Lists:
     policy = ScriptedPolicy(lambda _: None, plan(said))
     rollout = await scene.rollout(policy, make_env)
     group = await build_sampler(SequentialSettings(solutions=solutions, **settings)).sample_group(rollout)
     encode_group(group)
     assert group.sampled_tokens == sum(len(c.token_ids) for c in policy.completions.values())
-    return Sampled(group, rollout, policy)
+    return Lists(group, rollout, policy)

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
 from configs.samplers import SesaSettings
 from envs.base import TextEnv
 from envs.codec import encode_group
-from envs.trajectory import Group, Row, Stream, Trajectory
-from tests.builders import Said, Scene, ScriptedPolicy, plan, token_ids_of
+from envs.trajectory import Row, Stream, Trajectory
+from tests.builders import Said, Sampled, Scene, ScriptedPolicy, plan, token_ids_of
 
 SKETCHES: dict[str, Said] = {"sketch/0/0": "plan up", "sketch/1/0": "plan down", "sketch/2/0": "plan left"}
 SOLUTIONS: dict[str, Said] = {"expansion/0/0/1": "win 1", "expansion/1/0/1": "lose 0", "expansion/2/0/1": "lose 0.25"}
 
 
-@dataclass(frozen=True)
-class Sampled:
-    group: Group
-    rollout: Rollout
-    policy: ScriptedPolicy
-
-    @property
-    def plain(self) -> list[int]:
-        return self.rollout.opening().tolist()
-
+class SesaSampled(Sampled):
     def guided(self, *sketch: int) -> list[int]:
         """The prompt of stage II around a sketch's tokens."""
         frame = self.rollout.guided_frame()
@@ -55,12 +44,12 @@ async def sample(
     sketches: int = 3,
     make_env: Callable[[], TextEnv] | None = None,
     **settings: Any,
-) -> Sampled:
+) -> SesaSampled:
     policy = ScriptedPolicy(lambda _: None, plan({k: v for part in said for k, v in part.items()}))
     rollout = await scene.rollout(policy, make_env)
     group = await build_sampler(SesaSettings(sketches=sketches, **settings)).sample_group(rollout)
     encode_group(group)
-    return Sampled(group, rollout, policy)
+    return SesaSampled(group, rollout, policy)
 
 
 def prompt_ids(trajectory: Trajectory) -> list[int]:

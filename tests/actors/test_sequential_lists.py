@@ -11,7 +11,7 @@ from actors.samplers.build import build_sampler
 from configs.samplers import SequentialSettings
 from envs.base import Outcome
 from envs.trajectory import Verdict
-from tests.actors.sequential_groups import Sampled, sample
+from tests.actors.sequential_groups import Lists, sample
 from tests.builders import Said, Scene, ScriptedEnv, ScriptedPolicy
 
 # --- several lists of a prompt ---------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ TWO_LISTS: dict[str, Said] = {
 }
 
 
-def placed(sampled: Sampled) -> list[tuple[int, str, float]]:
+def placed(sampled: Lists) -> list[tuple[int, str, float]]:
     return [(row.trajectory, c.baseline, c.reward) for row in sampled.group.rows for c in row.credits]
 
 

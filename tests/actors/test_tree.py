@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from actors.engine import Completion
-from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
 from configs.samplers import TreeSettings
 from envs.codec import decode_group, encode_group
-from envs.trajectory import Group, GroupStats, Ints, Role, Stream, Trajectory, Verdict
-from tests.builders import Said, Scene, ScriptedPolicy, plan, token_ids_of
+from envs.trajectory import GroupStats, Ints, Role, Stream, Trajectory, Verdict
+from tests.builders import Said, Sampled, Scene, ScriptedPolicy, plan, token_ids_of
 
 
 class SurprisedPolicy(ScriptedPolicy):
@@ -33,12 +32,7 @@ class SurprisedPolicy(ScriptedPolicy):
         return replace(completion, behaviour_logprobs=np.array(logprobs, np.float32))
 
 
-@dataclass(frozen=True)
-class Sampled:
-    group: Group
-    rollout: Rollout
-    policy: ScriptedPolicy
-
+class Grown(Sampled):
     def words(self, trajectory: Trajectory) -> list[str]:
         """What the segments behind the prompt say; observations in brackets."""
         chat = self.rollout.chat
@@ -50,13 +44,13 @@ class Sampled:
         return [(r.trajectory, c.first, c.last, c.reward, c.advantage) for r in self.group.rows for c in r.credits]
 
 
-async def sample(scene: Scene, surprises: Mapping[str, float], said: Mapping[str, Said], **settings: Any) -> Sampled:
+async def sample(scene: Scene, surprises: Mapping[str, float], said: Mapping[str, Said], **settings: Any) -> Grown:
     policy = SurprisedPolicy(lambda _: None, plan(said))
     policy.surprises = surprises
     rollout = await scene.rollout(policy)
     group = await build_sampler(TreeSettings(**settings)).sample_group(rollout)
     assert encode_group(decode_group(encode_group(group))) == encode_group(group)
-    return Sampled(group, rollout, policy)
+    return Grown(group, rollout, policy)
 
 
 async def test_a_tree_forks_inside_an_answer(scene: Scene) -> None:

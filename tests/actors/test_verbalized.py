@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from actors.chat import Chat
-from actors.rollout import Rollout
 from actors.samplers.build import build_sampler
 from actors.samplers.verbalized import Candidate, candidates
 from configs.environments import PathExplorationSettings
@@ -21,9 +19,9 @@ from envs.base import TextEnv
 from envs.codec import encode_group
 from envs.path_exploration.env import PathExploration
 from envs.protocol import read_answer
-from envs.trajectory import Credit, Group, GroupStats, Ints, Role, Stream, Verdict
+from envs.trajectory import Credit, GroupStats, Ints, Role, Stream, Verdict
 from learner.rows import training_rows
-from tests.builders import Said, Scene, ScriptedEnv, ScriptedPolicy, ints, plan, token_ids_of
+from tests.builders import Said, Sampled, Scene, ScriptedEnv, ScriptedPolicy, ints, plan, token_ids_of
 
 OPENED = "<|im_start|>system\nSay win.<|im_end|>\n<|im_start|>user\nEpisode 11."
 ASKED = "<|im_end|>\n<|im_start|>assistant\n"
@@ -43,12 +41,7 @@ def tagged(*answers: str) -> str:
     return " or ".join(f"<answer>{answer}</answer>" for answer in answers)
 
 
-@dataclass(frozen=True)
-class Sampled:
-    group: Group
-    rollout: Rollout
-    policy: ScriptedPolicy
-
+class Verbalized(Sampled):
     def trained(self) -> list[list[str]]:
         """What the learner trains of each row, credit by credit."""
         rows = training_rows([self.group], self.rollout._shared.config)
@@ -75,14 +68,14 @@ async def sample(
     asked: int = 2,
     make_env: Callable[[], TextEnv] = Tagged,
     tokens_per_turn: int = 400,
-) -> Sampled:
+) -> Verbalized:
     policy = ScriptedPolicy(lambda _: None, plan({f"response/{i}/1": said for i, said in enumerate(answers)}))
     rollout = await scene.rollout(policy, make_env, rollout={"tokens_per_turn": tokens_per_turn})
     settings = VerbalizedSettings(responses=len(answers), candidates=asked)
     group = await build_sampler(settings).sample_group(rollout)
     encode_group(group)
     assert group.sampled_tokens == sum(len(c.token_ids) for c in policy.completions.values())
-    return Sampled(group, rollout, policy)
+    return Verbalized(group, rollout, policy)
 
 
 # --- one answer ------------------------------------------------------------------------------------------------------
