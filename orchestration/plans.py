@@ -59,4 +59,5 @@ def settings_digest(config: RunConfig) -> str:
 def _sesa(sampler: SamplerSettings) -> SesaSettings:
     if isinstance(sampler, DdeSettings):
         sampler = sampler.root
-    return sampler if isinstance(sampler, SesaSettings) else SesaSettings()
+    # Solutions without a sketch are for training: what is judged here is guided play.
+    return sampler.model_copy(update={"plain_solutions": 0}) if isinstance(sampler, SesaSettings) else SesaSettings()

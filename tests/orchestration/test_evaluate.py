@@ -136,6 +136,8 @@ def test_the_configs_settings_count_where_they_are_of_the_mode() -> None:
     assert plan_of("plain", sesa, 64) == Plan(64)
     assert plan_of("guided", sesa, 64) == Plan(8, 8, sesa)
     assert plan_of("guided", DdeSettings(root=sesa), 64) == Plan(8, 8, sesa)
+    mixed = sesa.model_copy(update={"plain_solutions": 4})
+    assert plan_of("guided", mixed, 64) == Plan(8, 8, sesa)  # solutions without a sketch are not guided play
     assert plan_of("guided", ParallelSettings(), 64) == Plan(8, 8, SesaSettings())
     assert plan_of("sequential", ParallelSettings(), 64) == Plan(8, 8, SequentialSettings(duplicates="keep"))
 
