@@ -29,6 +29,8 @@ class FrozenLakeScript(Script[FrozenLake]):
         width = env.settings.actions_per_turn
         while True:
             lake = env.state
+            if careful and _falls(lake, opening):
+                opening = []  # a slip has made it unsafe
             plan = _careful_moves(lake, opening) if careful else [*opening, *[_careless_move(lake, habit)] * width]
             moves, opening = plan[:width], opening[width:]
             trace = _trace(lake, moves)
@@ -42,20 +44,27 @@ def _moves(env: FrozenLake, sketch: str) -> list[str]:
     return key.split(",")
 
 
+def _falls(lake: Lake, moves: Sequence[str]) -> bool:
+    """Whether moves that do not slip lead into a hole."""
+    for move in moves:
+        lake = lake.moved(move)
+        if lake.player in lake.holes:
+            return True
+    return False
+
+
 def _careful_moves(lake: Lake, opening: Sequence[str]) -> list[str]:
-    """The opening and the shortest way on from it; without the opening where a slip has made it unsafe."""
+    """The opening and the shortest way on from it."""
     after = lake
     for move in opening:
         after = after.moved(move)
-        if after.player in lake.holes:
-            return _careful_moves(lake, ())
     return [*opening, *(lake.route(after.player, lake.goal) or ())] or [NAMES[0]]
 
 
 def _careless_move(lake: Lake, habit: str | None) -> str:
     """A move without a look at what lies there: the habit, or toward the goal."""
-    here, aim = lake.player, lake.goal
-    return habit or next(name for name in NAMES if _distance(_ahead(here, name), aim) < _distance(here, aim))
+    here, goal = lake.player, lake.goal
+    return habit or next(name for name in NAMES if _distance(_ahead(here, name), goal) < _distance(here, goal))
 
 
 def _trace(lake: Lake, moves: list[str]) -> list[tuple[str, Cell]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -296,6 +297,16 @@ def test_guided_play_begins_as_it_was_told_and_goes_on_as_plain_play(fields: dic
         assert np.mean(solved) > 0.9
     else:
         assert np.mean(begun) > 0.8
+
+
+def test_an_opening_that_a_slip_has_made_unsafe_is_given_up_for_good() -> None:
+    game = board("PFF/FHF/FFG")
+    answers = FrozenLakeScript().answers(game, "begin Right, Right, Down", True, np.random.default_rng(0))
+    said = []
+    for player in ((0, 0), (1, 0), (2, 0)):  # the first move slips down, where the next one leads into the hole
+        game.state = replace(game.state, player=player)
+        said.append(next(answers)[1])
+    assert said == ["Right", "Down", "Right"]
 
 
 def test_skill_makes_plain_play_careful() -> None:
