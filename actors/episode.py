@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from envs.base import Snapshot
 from envs.trajectory import Role, Segment, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Before an answer: its first segment, the environment as it stands, and the reward earned until then."""
+    """Before an answer: its first segment, the environment as it stands (`RemoteEnv.state`), the reward until then."""
 
     segment: int
-    snapshot: Snapshot
+    state: bytes
     reward: float
 
 

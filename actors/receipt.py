@@ -16,6 +16,7 @@ class Receipt:
     episode solved it, branches too. targets: how many right answers the question has for all episodes alike; None
     where each episode has its own, and then question and found stay empty. question: short name of the prompt.
     found: the right answers of all episodes, branches too. branch_tokens: of sampled_tokens.
+    replaced_workers: environment workers of the actor, since its receipt before.
     """
 
     ticket: Ticket
@@ -36,6 +37,7 @@ class Receipt:
     question: str = ""
     found: tuple[str, ...] = ()
     branch_tokens: int = 0
+    replaced_workers: int = 0
 
 
 def receipt_of(group: Group, state: str, cause: str, targets: int | None = None) -> Receipt:

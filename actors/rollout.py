@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from actors.chat import MARK, Chat, Frame
 from actors.engine import Completion
-from actors.env_workers import EnvWorkers
 from actors.episode import Episode, Turn, without_open_turn
+from actors.remote_env import EnvironmentFailure, RemoteEnv, Workers
 from configs.schema import RunConfig
 from configs.seeds import derive_seed
-from envs.base import Outcome, TextEnv
+from envs.base import Outcome
 from envs.trajectory import Group, Ints, Role, Segment, Ticket, Trajectory, Verdict, no_floats, no_ints
-
-T = TypeVar("T")
 
 
 class Policy(Protocol):
@@ -40,19 +37,14 @@ class RootSampler(Sampler, Protocol):
     async def sample_root(self, rollout: Rollout) -> Root: ...
 
 
-class EnvironmentFailure(RuntimeError):
-    """The environment raised or did not answer in time: the episode failed, which is no verdict on the policy."""
-
-
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all tickets of one actor share. `make_env` returns a fresh environment; `workers` runs its calls."""
+    """What all tickets of one actor share. `workers`: where environments live."""
 
     config: RunConfig
     chat: Chat
     policy: Policy
-    make_env: Callable[[], TextEnv]
-    workers: EnvWorkers
+    workers: Workers
 
 
 class Rollout:
@@ -68,19 +60,20 @@ class Rollout:
 
     async def start(self) -> None:
         """Reset an environment to the ticket's episode to learn its prompt. Raises EnvironmentFailure."""
-        self.env, self.first_message = await self.new_episode()
+        self.env = RemoteEnv(self.ticket.env, self._shared.workers)
+        await self.env.begin(self.ticket.seed)
 
     def opening(self, words: str = "") -> Ints:
         """Tokens (n,) of rules, first message and `words` behind it."""
-        return self.chat.opening(self.env.rules, self.first_message + words)
+        return self.chat.opening(self.env.rules, self.env.first_message + words)
 
     def has_room(self, context_ids: Ints, tokens: int) -> bool:
         """Whether that many tokens fit behind a context (n,)."""
         return len(context_ids) + tokens <= self._shared.config.model.max_model_len
 
-    def guided_frame(self) -> Frame:
+    async def guided_frame(self) -> Frame:
         """The opening of stage II, to be put around the tokens of a sketch."""
-        return self.chat.opening_frame(self.env.rules, self.first_message + self.env.guidance(MARK))
+        return self.chat.opening_frame(self.env.rules, self.env.first_message + await self.env.guidance(MARK))
 
     def seed(self, purpose: str) -> int:
         return derive_seed(self._shared.config.run.seed, self.ticket.index, purpose)
@@ -104,29 +97,29 @@ class Rollout:
 
     async def _go_on(self, begun: Trajectory, turn: Turn | None, purpose: str) -> Episode:
         """To the end from what has begun; turn: to go back to, of an episode that is not new."""
+        env, over = self.env_at(turn), False
         segments, turns = [*begun.segments], list[Turn]()
         reward, outcome = turn.reward if turn else 0.0, Outcome(Verdict.UNPARSABLE, "")
         said = [s.token_ids for s in segments[turn.segment :]] if turn else []  # of the answer under way
         try:
-            env, over = await self.env_at(turn), False
             while not over:
                 if self.keep_turns:
-                    turns.append(Turn(len(segments) - len(said), await self.env_call(env.snapshot), reward))
+                    turns.append(Turn(len(segments) - len(said), env.state, reward))
                 context_ids = np.concatenate([s.token_ids for s in segments])
                 room = self.tokens_per_turn - sum(map(len, said))
                 completion = await self.sample(context_ids, room, f"{purpose}/{len(segments)}")
                 if completion is None:
-                    reward += await self.env_call(env.cut)
+                    reward += await env.cut()
                     break  # no room for another answer: the episode stands as it is
                 segments.append(sampled(Role.ANSWER, completion))
                 text = self.chat.text(np.concatenate([*said, completion.token_ids]))
-                message, earned, terminated, truncated, info = await self.env_call(env.step, text)
+                step = await env.step(text)
                 self.env_steps += 1
-                said, reward, outcome, over = [], reward + float(earned), info["outcome"], terminated or truncated
+                said, reward, outcome, over = [], reward + step.reward, step.outcome, step.over
                 if outcome.verdict is Verdict.FAILED:
                     raise EnvironmentFailure(outcome.cause)
                 if not over:
-                    segments.append(given(Role.OBSERVATION, self.chat.reply(message, completion.ended)))
+                    segments.append(given(Role.OBSERVATION, self.chat.reply(step.message, completion.ended)))
         except EnvironmentFailure as failure:
             failed = replace(begun, segments=tuple(segments), verdict=Verdict.FAILED, reward=0.0, cause=str(failure))
             return Episode(failed, tuple(turns))
@@ -136,38 +129,9 @@ class Rollout:
         )  # fmt: skip
         return Episode(ended, tuple(turns))
 
-    async def new_episode(self) -> tuple[TextEnv, str]:
-        """An environment of its own at the beginning of the ticket's episode, and its first message."""
-
-        def begin() -> tuple[TextEnv, str]:
-            env = self._shared.make_env()
-            return env, env.reset(seed=self.ticket.seed)[0]
-
-        return await self.env_call(begin)
-
-    async def env_at(self, turn: Turn | None) -> TextEnv:
+    def env_at(self, turn: Turn | None = None) -> RemoteEnv:
         """An environment of its own at the ticket's episode, from its beginning or as it was in a turn."""
-        if turn is None:
-            return (await self.new_episode())[0]
-
-        def restored() -> TextEnv:
-            env = self._shared.make_env()
-            env.restore(turn.snapshot)
-            return env
-
-        return await self.env_call(restored)
-
-    async def env_call(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Run an environment's call off the event loop, within its time limit. Raises EnvironmentFailure."""
-        limit_s = self._shared.config.rollout.env_timeout_s
-        try:
-            return await self._shared.workers.call(limit_s, call, *arguments)
-        except TimeoutError:
-            raise EnvironmentFailure(
-                f"{self.ticket.env} did not answer within {limit_s:g} s (rollout.env_timeout_s)"
-            ) from None
-        except Exception as error:
-            raise EnvironmentFailure(f"{self.ticket.env} raised {type(error).__name__}: {error}") from error
+        return RemoteEnv(self.ticket.env, self._shared.workers, (turn or self.env).state)
 
 
 def given(role: Role, token_ids: Ints) -> Segment:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -34,24 +35,30 @@ class RolloutActor:
     def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle) -> None:
         self._config, self._replay = config, replay
         chat = Chat.load(policy)
+        # The first of them comes up beside the engine.
+        self._workers = EnvWorkers(partial(make_env, config.env), config.rollout)
         self._engine = Engine(config, policy, index, chat.eos_id)
-        self._targets = make_env(config.env).target_count  # its files are read now, not in the time of an episode
-        self._shared = Shared(config, chat, self._engine, lambda: make_env(config.env), EnvWorkers())
+        self._shared = Shared(config, chat, self._engine, self._workers)
         self._sampler = build_sampler(config.sampler)
 
     async def ready(self) -> str:
-        """The address of the node the actor runs on, once its engine is up."""
+        """The address of the node the actor runs on, once its engine and an environment worker are up."""
+        await self._workers.ready()
         return str(ray.util.get_node_ip_address())
 
     async def sample(self, ticket: Ticket) -> Receipt:
         """Sample one ticket and queue its group. Raises EngineError only: then the actor itself is of no use."""
+        receipt = await self._sample(ticket)
+        return replace(receipt, replaced_workers=self._workers.newly_replaced())
+
+    async def _sample(self, ticket: Ticket) -> Receipt:
         limit_s = self._config.rollout.ticket_timeout_s
         try:
             group = await asyncio.wait_for(self._sample_group(ticket, self._sampler), limit_s)
             state, cause = self._judge(group)
             if state == "queued":
                 await self._replay.put.remote(encode_group(group))
-            return receipt_of(group, state, cause, self._targets)
+            return receipt_of(group, state, cause, self._workers.target_count)
         except EngineError:
             raise
         except TimeoutError:

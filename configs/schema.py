@@ -105,9 +105,11 @@ class RolloutSettings(Settings):
     block_size: PositiveInt = Field(32, description="engine: tokens of a KV block; a multiple of 32 on CPUs")
     cuda_graphs: bool = Field(True, description="engine: compile and capture on GPUs")
     env_timeout_s: PositiveFloat = Field(10.0, description="one environment call")
+    env_memory_mib: int = Field(1024, ge=64, description="environment worker: memory beyond what it starts with")
+    env_workers: PositiveInt = Field(2, description="most environment workers of one actor, started on need")
     ticket_timeout_s: PositiveFloat = Field(120.0, description="sampling one ticket")
     max_attempts: PositiveInt = Field(3, description="tries of a ticket before it counts as failed")
-    start_timeout_s: PositiveFloat = Field(180.0, description="an engine's start")
+    start_timeout_s: PositiveFloat = Field(180.0, description="start of an engine or an environment worker")
 
 
 class QueueSettings(Settings):

@@ -215,6 +215,7 @@ class Recorder:
             stale=counts.stale,
             failed=counts.failed,
             failed_episodes=sampled.failed_episodes,
+            replaced_env_workers=sampled.replaced_workers,
             duplicate_sketches=sampled.stats.duplicate_sketches,
             unparsable_sketches=sampled.stats.unparsable_sketches,
             distinct_sketches_share=1 - rejected / sketches if sketches else None,

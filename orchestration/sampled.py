@@ -63,8 +63,8 @@ class PivotSums:
 
 @dataclass
 class Sampled:
-    """Sums over the groups that did not fail, filtered ones too. `failed`: tickets given up; of them, only steps and
-    sampled tokens count.
+    """Sums over the groups that did not fail, filtered ones too. `failed`: tickets given up; of them, only steps,
+    sampled tokens and replaced environment workers count.
 
     covered: groups with an episode that solved it. targets: right answers of a question, None where each episode has
     its own; questions: those that were asked; found: (question, right answer), each once.
@@ -82,6 +82,7 @@ class Sampled:
     stats: GroupStats = field(default_factory=GroupStats)
     covered: int = 0
     branch_tokens: int = 0
+    replaced_workers: int = 0
     sampled_tokens: int = 0
     pivots: PivotSums = PivotSums()
     targets: int | None = None
@@ -90,6 +91,7 @@ class Sampled:
 
     def add(self, receipt: Receipt) -> None:
         self.sampled_tokens += receipt.sampled_tokens
+        self.replaced_workers += receipt.replaced_workers
         if receipt.state == "failed":
             self.failed += 1
             self.stats = self.stats + GroupStats(env_steps=receipt.stats.env_steps)

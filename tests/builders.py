@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors.engine import Completion
-from actors.env_workers import EnvWorkers
+from actors.env_worker import CallFailed, hung
 from configs.environments import TurnSettings
 from configs.schema import RunConfig
 from configs.seeds import derive_seed
@@ -30,6 +32,8 @@ from envs.trajectory import (
     no_floats,
     no_ints,
 )
+from envs.worker_episodes import Episodes
+from envs.worker_messages import Call, Reply, said_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -231,6 +235,23 @@ class ScriptedEnv(TextEnv):
     solved = property(_unused)
 
 
+class ThreadWorkers:
+    """What `EnvWorkers` does, in threads of this process: for environments that tests hold in their hands."""
+
+    def __init__(self, make_env: Callable[[], TextEnv], limit_s: float) -> None:
+        self._episodes, self._limit_s = Episodes(make_env), limit_s
+        self._threads = ThreadPoolExecutor(8)
+
+    async def run(self, call: Call) -> Reply:
+        running = asyncio.get_running_loop().run_in_executor(self._threads, self._episodes.answer, call)
+        try:
+            return await asyncio.wait_for(running, self._limit_s)
+        except TimeoutError:
+            raise CallFailed(hung(self._limit_s)) from None
+        except Exception as error:
+            raise CallFailed(f"raised {said_of(error)}") from error
+
+
 @dataclass
 class Scene:
     """Puts a scripted policy and environment together; `released` lets hanging environments go."""
@@ -246,7 +267,7 @@ class Scene:
 
         config = RunConfig.model_validate({"model": {"max_model_len": 4096}, **groups})
         make = make_env or (lambda: ScriptedEnv(self.released))
-        return Shared(config, self.chat, policy, make, EnvWorkers())
+        return Shared(config, self.chat, policy, ThreadWorkers(make, config.rollout.env_timeout_s))
 
     async def rollout(
         self,

@@ -89,8 +89,8 @@ class DdeSampler:
 
     async def _is_recoverable(self, rollout: Rollout, episode: Episode, candidate: Candidate) -> bool:
         try:
-            env = await rollout.env_at(episode.turn_of(candidate.segment))
-            return await rollout.env_call(env.ceiling) > 0
+            env = rollout.env_at(episode.turn_of(candidate.segment))
+            return await env.ceiling() > 0
         except EnvironmentFailure:
             return False  # a solver that is too slow knows of no way
 

@@ -75,7 +75,7 @@ class SequentialSampler:
 
     async def _attempt(self, rollout: Rollout, attempts: Attempts, number: int, tries: int) -> bool:
         for again in range(tries):
-            before = self._before(rollout, attempts)
+            before = await self._before(rollout, attempts)
             context_ids = np.concatenate([s.token_ids for s in before])
             # An answer that only the context cuts short is no fault of the policy: the list ends before it.
             if attempts.kept and not rollout.has_room(context_ids, rollout.tokens_per_turn):
@@ -105,15 +105,15 @@ class SequentialSampler:
             attempts.taken_back.append(attempt)
         return False
 
-    def _before(self, rollout: Rollout, attempts: Attempts) -> tuple[Segment, ...]:
+    async def _before(self, rollout: Rollout, attempts: Attempts) -> tuple[Segment, ...]:
         """What a solution is sampled behind: the conversation so far, or a prompt that tells the solutions so far."""
         if not attempts.kept:
             return (given(Role.PROMPT, rollout.opening()),)
         if self._settings.history == "text":
-            return (given(Role.PROMPT, rollout.opening(rollout.env.tried(attempts.said))),)
+            return (given(Role.PROMPT, rollout.opening(await rollout.env.tried(attempts.said))),)
         segments = attempts.trajectories[attempts.kept[-1].trajectory].segments
         closed = rollout.chat.is_closed(segments[-1].token_ids)
-        request_ids = rollout.chat.reply(rollout.env.another_attempt(), closed)
+        request_ids = rollout.chat.reply(await rollout.env.another_attempt(), closed)
         return (*segments, given(Role.OBSERVATION, request_ids))
 
     def _is_rejected(

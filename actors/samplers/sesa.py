@@ -42,7 +42,7 @@ class SesaSampler:
 
     async def _expand(self, rollout: Rollout, sketches: Sequence[Sketch]) -> list[Episode]:
         """Stage II: solutions guided by each sketch. A rejected sketch's place is filled by plain solutions."""
-        frame, plain_ids = guided_frame(rollout, self._settings.templates.guidance), rollout.opening()
+        frame, plain_ids = await guided_frame(rollout, self._settings.templates.guidance), rollout.opening()
         followed = {k: frame.around(sketch.token_ids) for k, sketch in enumerate(sketches) if not sketch.rejected}
         return await asyncio.gather(
             *(

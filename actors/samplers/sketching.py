@@ -50,7 +50,7 @@ class SketchList:
 
     async def _draft_one(self, number: int) -> bool:
         chat, settings = self._rollout.chat, self._settings
-        before = self._before(number)
+        before = await self._before(number)
         context_ids = np.concatenate([s.token_ids for s in before])
         if number and not self._rollout.has_room(context_ids, settings.sketch_tokens):
             return False
@@ -62,36 +62,37 @@ class SketchList:
                 return False
             token_ids = chat.without_end(completion.token_ids)
             text, segment = chat.text(token_ids), sampled(Role.SKETCH, completion)
-            accepted = self._accepts(text)
+            accepted = await self._accepts(text)
             if accepted or attempt == tries - 1:
                 self.sketches.append(Sketch(token_ids, text, (*before, segment), rejected=not accepted))
                 return True
             self._take_back(context_ids, segment)
         return False
 
-    def _before(self, number: int) -> tuple[Segment, ...]:
+    async def _before(self, number: int) -> tuple[Segment, ...]:
         """What sketch `number` is sampled behind."""
         rollout = self._rollout
         if number and self._settings.history == "tokens":
             segments = self.sketches[-1].segments
-            request_ids = rollout.chat.reply(self._request(number), rollout.chat.is_closed(segments[-1].token_ids))
+            closed = rollout.chat.is_closed(segments[-1].token_ids)
+            request_ids = rollout.chat.reply(await self._request(number), closed)
             return (*segments, given(Role.OBSERVATION, request_ids))
-        words = self._request(0)
+        words = await self._request(0)
         accepted = [sketch.text for sketch in self.sketches if not sketch.rejected]
         if accepted:
-            words += rollout.env.sketches_so_far(accepted) + self._request(number)
+            words += await rollout.env.sketches_so_far(accepted) + await self._request(number)
         return (given(Role.PROMPT, rollout.opening(words)),)
 
-    def _request(self, number: int) -> str:
+    async def _request(self, number: int) -> str:
         templates = self._settings.templates
         template = templates.another if number else templates.request
         if template is None:
-            return self._rollout.env.sketch_request(number)
+            return await self._rollout.env.sketch_request(number)
         return template.replace("{number}", str(number + 1))
 
-    def _accepts(self, text: str) -> bool:
+    async def _accepts(self, text: str) -> bool:
         """Whether a sketch is readable and, unless repeats are kept, new; counts it where it is not both."""
-        canonical, stats = self._rollout.env.sketch_key(text), self.stats
+        canonical, stats = await self._rollout.env.sketch_key(text), self.stats
         if canonical is None:
             self.stats = replace(stats, unparsable_sketches=stats.unparsable_sketches + 1)
             return False
@@ -127,12 +128,12 @@ class SketchList:
             yield Row(listed + number, 1, (_credit(1, self._settings.rejected_reward),))
 
 
-def guided_frame(rollout: Rollout, template: str | None) -> Frame:
+async def guided_frame(rollout: Rollout, template: str | None) -> Frame:
     """The opening of stage II around a sketch's tokens; template: the words to use instead of the environment's."""
     if template is None:
-        return rollout.guided_frame()
+        return await rollout.guided_frame()
     words = template.replace("{sketch}", MARK)
-    return rollout.chat.opening_frame(rollout.env.rules, rollout.first_message + words)
+    return rollout.chat.opening_frame(rollout.env.rules, rollout.env.first_message + words)
 
 
 def _credit(segment: int, reward: float) -> Credit:

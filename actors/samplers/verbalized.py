@@ -35,7 +35,7 @@ class VerbalizedSampler:
         self._settings = settings
 
     async def sample_group(self, rollout: Rollout) -> Group:
-        opening_ids = rollout.opening(rollout.env.several(self._settings.candidates))
+        opening_ids = rollout.opening(await rollout.env.several(self._settings.candidates))
         responses = await asyncio.gather(
             *(self._respond(rollout, opening_ids, f"response/{i}") for i in range(self._settings.responses))
         )
@@ -54,7 +54,7 @@ class VerbalizedSampler:
         """
         episode = await rollout.play(opening_ids, purpose)
         said = episode.trajectory.segments[1:]
-        found = candidates(rollout.chat, said[0].token_ids, rollout.env.settings.answer_tag) if said else []
+        found = candidates(rollout.chat, said[0].token_ids, rollout.env.answer_tag) if said else []
         if not found:
             return [episode.trajectory]
         asked = found[: self._settings.candidates]
@@ -103,13 +103,11 @@ def _cut(episode: Episode, borders: Sequence[int]) -> Episode:
 async def _judge(rollout: Rollout, text: str) -> tuple[float, Outcome]:
     """Reward and outcome of an answer to the ticket's episode; FAILED where the environment or its judge broke."""
     try:
-        env, _ = await rollout.new_episode()
-        _, reward, _, _, info = await rollout.env_call(env.step, text)
+        step = await rollout.env_at().step(text)
     except EnvironmentFailure as failure:
         return 0.0, Outcome(Verdict.FAILED, "", str(failure))
     rollout.env_steps += 1
-    outcome: Outcome = info["outcome"]
-    return (0.0 if outcome.verdict is Verdict.FAILED else float(reward)), outcome
+    return (0.0 if step.outcome.verdict is Verdict.FAILED else step.reward), step.outcome
 
 
 def _trajectories(segments: Sequence[Segment], outcomes: Sequence[tuple[float, Outcome]]) -> Iterator[Trajectory]:

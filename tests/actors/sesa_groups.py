@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from actors.chat import Frame
 from actors.samplers.build import build_sampler
 from configs.samplers import SesaSettings
 from envs.base import TextEnv
@@ -16,11 +18,15 @@ SKETCHES: dict[str, Said] = {"sketch/0/0": "plan up", "sketch/1/0": "plan down",
 SOLUTIONS: dict[str, Said] = {"expansion/0/0/1": "win 1", "expansion/1/0/1": "lose 0", "expansion/2/0/1": "lose 0.25"}
 
 
+@dataclass(frozen=True)
 class SesaSampled(Sampled):
+    """frame: the opening of stage II."""
+
+    frame: Frame
+
     def guided(self, *sketch: int) -> list[int]:
         """The prompt of stage II around a sketch's tokens."""
-        frame = self.rollout.guided_frame()
-        return [*frame.before.tolist(), *sketch, *frame.after.tolist()]
+        return [*self.frame.before.tolist(), *sketch, *self.frame.after.tolist()]
 
     def words(self, said: str) -> list[int]:
         return self.policy.encode(said)[:-1]
@@ -49,7 +55,7 @@ async def sample(
     rollout = await scene.rollout(policy, make_env)
     group = await build_sampler(SesaSettings(sketches=sketches, **settings)).sample_group(rollout)
     encode_group(group)
-    return SesaSampled(group, rollout, policy)
+    return SesaSampled(group, rollout, policy, await rollout.guided_frame())
 
 
 def prompt_ids(trajectory: Trajectory) -> list[int]:

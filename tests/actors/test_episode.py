@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,17 +11,16 @@ import pytest
 
 from actors.episode import Episode, Turn
 from actors.rollout import Rollout
-from envs.base import Snapshot
 from envs.trajectory import Role, Segment, Trajectory, Verdict
 from tests.builders import Said, Scene, ScriptedPolicy, answer, observation, plan, prompt, token_ids_of
 from tests.envs.cases import env_of
 
-SNAPSHOT = Snapshot(0, (), {}, 0, (), False, "")
+STATE = b"as it stands"
 
 
 def two_turns() -> Episode:
     segments = (prompt(1, 2), answer(10, 11, 12, 13), observation(4), answer(20, 21))
-    turns = (Turn(1, SNAPSHOT, 0.0), Turn(3, SNAPSHOT, 0.5))
+    turns = (Turn(1, STATE, 0.0), Turn(3, STATE, 0.5))
     return Episode(Trajectory(segments, Verdict.WRONG, 0.5), turns)
 
 
@@ -46,7 +46,7 @@ def test_a_cut_answer_is_the_same_tokens_in_two_segments() -> None:
 def test_only_the_second_part_was_cut_at_the_limit() -> None:
     said = answer(10, 11, 12)
     limited = Segment(said.role, said.token_ids, said.behaviour_logprobs, said.policy_versions, ended=False)
-    episode = Episode(Trajectory((prompt(1), limited), Verdict.WRONG, 0.0), (Turn(1, SNAPSHOT, 0.0),))
+    episode = Episode(Trajectory((prompt(1), limited), Verdict.WRONG, 0.0), (Turn(1, STATE, 0.0),))
     assert [s.ended for s in episode.cut(1, 1).trajectory.segments] == [True, True, False]
 
 
@@ -77,7 +77,7 @@ async def failed(scene: Scene, said: dict[str, Said]) -> tuple[Rollout, Scripted
 
 async def test_an_episode_keeps_its_turns_when_asked(scene: Scene) -> None:
     rollout, _, episode = await failed(scene, {})
-    assert [(turn.segment, turn.reward, turn.snapshot.state) for turn in episode.turns] == [
+    assert [(turn.segment, turn.reward, pickle.loads(turn.state).state) for turn in episode.turns] == [
         (1, 0.0, ()),
         (3, 0.25, ("earn 0.25",)),
         (5, 0.75, ("earn 0.25", "earn 0.5")),

@@ -15,11 +15,10 @@ from actors.episode import Episode, Turn
 from actors.samplers.pivots import Candidate, candidates_of, distribution, draw, sentence_ends
 from actors.samplers.recoverability import Recoverability
 from configs.samplers import DdeSettings
-from envs.base import Snapshot
 from envs.trajectory import Ints, Role, Trajectory, Verdict
 from tests.builders import CHATML, END, START, answer, ints, observation, prompt
 
-SNAPSHOT = Snapshot(0, (), {}, 0, (), False, "")
+STATE = b"as it stands"
 
 
 def settings(**values: Any) -> DdeSettings:
@@ -36,7 +35,7 @@ def episode() -> Episode:
         *(prompt(1, 2, 3), answer(10, 11, logprob=-0.5), observation(4), answer(20, 21, 22, logprob=-1.0)),
         *(observation(4, 5), answer(30, 31, 32, 33, 34, logprob=-2.0)),
     )
-    turns = (Turn(1, SNAPSHOT, 0.0), Turn(3, SNAPSHOT, 0.25), Turn(5, SNAPSHOT, 0.75))
+    turns = (Turn(1, STATE, 0.0), Turn(3, STATE, 0.25), Turn(5, STATE, 0.75))
     return Episode(Trajectory(segments, Verdict.WRONG, 0.75), turns)
 
 
@@ -78,13 +77,13 @@ def test_a_place_that_is_a_turn_too_counts_once_and_the_end_is_none() -> None:
 def test_the_mean_surprise_is_of_all_tokens_since_the_candidate_before() -> None:
     said = answer(1, 2, 3, 4)
     said.behaviour_logprobs[:] = [-1, -2, -6, 0]
-    one = Episode(Trajectory((prompt(1), said), Verdict.WRONG, 0.0), (Turn(1, SNAPSHOT, 0.0),))
+    one = Episode(Trajectory((prompt(1), said), Verdict.WRONG, 0.0), (Turn(1, STATE, 0.0),))
     found = candidates_of(one, settings(candidates="tokens", segment_tokens=3), no_pieces)
     assert found[1] == Candidate(1, 3, 0.75, 3.0, 0.0)
 
 
 def test_where_nothing_was_sampled_there_is_no_candidate() -> None:
-    silent = Episode(Trajectory((prompt(1, 2),), Verdict.UNPARSABLE, 0.0), (Turn(1, SNAPSHOT, 0.0),))
+    silent = Episode(Trajectory((prompt(1, 2),), Verdict.UNPARSABLE, 0.0), (Turn(1, STATE, 0.0),))
     for kind in ("turns", "sentences", "tokens"):
         assert candidates_of(silent, settings(candidates=kind), lambda ids: []) == ()
 
@@ -92,9 +91,7 @@ def test_where_nothing_was_sampled_there_is_no_candidate() -> None:
 def test_sentences_end_inside_answers(chat: Chat) -> None:
     words = "One. Two!\nThree"
     token_ids = chat._encode(words).tolist()
-    one = Episode(
-        Trajectory((prompt(1), answer(*token_ids, chat.eos_id)), Verdict.WRONG, 0.0), (Turn(1, SNAPSHOT, 0.0),)
-    )
+    one = Episode(Trajectory((prompt(1), answer(*token_ids, chat.eos_id)), Verdict.WRONG, 0.0), (Turn(1, STATE, 0.0),))
     found = candidates_of(one, settings(candidates="sentences"), chat.pieces)
     assert places(found) == [(1, 0), (1, 4), (1, 10)]
     assert found[1].depth == 4 / 16
@@ -205,7 +202,7 @@ def test_guided_and_sketch_segments_are_no_answers_to_cut() -> None:
     """A guided prompt holds the sketch's tokens: they are given, not sampled, and no candidate lies among them."""
     guided = Trajectory((prompt(1, 2, 9, 9), answer(10, 11)), Verdict.WRONG, 0.0, sketch=1)
     found = candidates_of(
-        Episode(guided, (Turn(1, SNAPSHOT, 0.0),)), settings(candidates="tokens", segment_tokens=1), no_pieces
+        Episode(guided, (Turn(1, STATE, 0.0),)), settings(candidates="tokens", segment_tokens=1), no_pieces
     )
     assert guided.segments[0].role is Role.PROMPT
     assert places(found) == [(1, 0), (1, 1)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.rollout import EnvironmentFailure, Rollout
-from envs.base import TextEnv
+from envs.base import Snapshot, TextEnv
 from envs.trajectory import Role, Ticket, Trajectory, Verdict
 from tests.builders import TICKET, Said, Scene, ScriptedEnv, ScriptedPolicy, token_ids_of
 
@@ -128,18 +128,21 @@ async def test_a_judge_that_breaks_failed_and_was_not_wrong(scene: Scene) -> Non
 async def test_an_environment_that_hangs_failed_within_its_time(scene: Scene) -> None:
     trajectory = await play(scene, ScriptedPolicy(turns("earn 0.25", "hang")), env_timeout_s=0.05)
     assert (trajectory.verdict, trajectory.reward) == (Verdict.FAILED, 0.0)
-    assert trajectory.cause == "scripted did not answer within 0.05 s (rollout.env_timeout_s)"
+    assert trajectory.cause == "scripted did not answer within 0.05 s (rollout.env_timeout_s); its worker was killed"
 
 
 class Unborn(ScriptedEnv):
     def reset(self, **_: object) -> tuple[str, dict[str, object]]:
         raise OSError("no such map")
 
+    def restore(self, snapshot: Snapshot) -> None:
+        raise OSError("no such map any more")
+
 
 async def test_an_episode_that_cannot_begin_failed(scene: Scene) -> None:
     envs = iter([ScriptedEnv(), Unborn()])
     trajectory = await play(scene, ScriptedPolicy(turns("win 1")), lambda: next(envs))
-    assert (trajectory.verdict, trajectory.cause) == (Verdict.FAILED, "scripted raised OSError: no such map")
+    assert (trajectory.verdict, trajectory.cause) == (Verdict.FAILED, "scripted raised OSError: no such map any more")
 
 
 async def test_a_ticket_whose_environment_cannot_begin_says_why(scene: Scene) -> None:
@@ -185,4 +188,4 @@ async def test_the_guided_frame_asks_to_follow_what_is_put_into_it(scene: Scene)
     rollout = await scene.rollout(ScriptedPolicy(turns()))
     sketch = scene.chat._encode("plan up")
     expected = rollout.opening(" Follow:\nplan up\nnow.").tolist()
-    assert rollout.guided_frame().around(sketch).tolist() == expected
+    assert (await rollout.guided_frame()).around(sketch).tolist() == expected

@@ -189,25 +189,22 @@ async def test_a_list_of_failures_has_no_rows(scene: Scene) -> None:
         assert (await sample(scene, failing, history=history, train_on="both")).group.rows == ()
 
 
-class Unborn(ScriptedEnv):
-    def reset(self, **_: object) -> tuple[str, dict[str, object]]:
-        raise OSError("no such map")
-
-
-@pytest.mark.parametrize("history", ["tokens", "text"])
-async def test_an_episode_that_cannot_begin_leaves_a_gap_in_the_list(scene: Scene, history: str) -> None:
-    envs = iter([ScriptedEnv(), Unborn(), ScriptedEnv(), ScriptedEnv()])
-    sampled = await sample(scene, LISTED, make_env=lambda: next(envs), history=history, train_on="both")
-    first, *others = sampled.group.trajectories
-    assert (first.verdict, [s.role for s in first.segments]) == (Verdict.FAILED, [Role.PROMPT])
-    assert [t.answer for t in others] == ["lose 0", "lose 0.25"]
-    assert sampled.policy.requests[0].context == f"{OPENED}{ASKED}"
-    assert sampled.rewards == ([[0.0, 0.25], [0.25]] if history == "tokens" else [[0.0], [0.25], [0.25]])
-
-
 class BreaksWhenCut(ScriptedEnv):
     def cut(self) -> float:
         raise OSError("no way back")
+
+
+@pytest.mark.parametrize("history", ["tokens", "text"])
+async def test_an_episode_that_fails_before_its_first_answer_leaves_a_gap_in_the_list(
+    scene: Scene, history: str
+) -> None:
+    said = {**LISTED, "list/0/solution/0/0/1": None}
+    sampled = await sample(scene, said, make_env=BreaksWhenCut, history=history, train_on="both")
+    first, *others = sampled.group.trajectories
+    assert (first.verdict, [s.role for s in first.segments]) == (Verdict.FAILED, [Role.PROMPT])
+    assert [t.answer for t in others] == ["lose 0", "lose 0.25"]
+    assert [r.context for r in sampled.policy.requests[:2]] == [f"{OPENED}{ASKED}"] * 2
+    assert sampled.rewards == ([[0.0, 0.25], [0.25]] if history == "tokens" else [[0.0], [0.25], [0.25]])
 
 
 async def test_an_episode_that_fails_between_two_answers_ends_with_the_first(scene: Scene) -> None:

@@ -48,6 +48,7 @@ def metrics(update: int = 1, **changes: Any) -> UpdateMetrics:
         stale=update,
         failed=0,
         failed_episodes=0,
+        replaced_env_workers=0,
         duplicate_sketches=4,
         unparsable_sketches=1,
         distinct_sketches_share=0.9,
