@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from envs.trajectory import Ints
 
 MARK = "\u2063slot\u2063"
+# Characters of a message whose tokens are kept: what is kept has a bound, whatever environments say.
+LONGEST_KEPT = 2000
 
 
 class ChatError(ValueError):
@@ -45,7 +47,7 @@ class Chat:
         self._tokenizer = tokenizer
         self.eos_id = self._end_of_turn()
         # An environment's later turns repeat (same position, same turns left), so their pieces are worth keeping.
-        self.reply = lru_cache(maxsize=4096)(self._reply)
+        self._kept_reply = lru_cache(maxsize=4096)(self._reply)
 
     @classmethod
     def load(cls, path: str) -> Chat:
@@ -60,11 +62,14 @@ class Chat:
         before, after = self._split(self._render(rules, user))
         return Frame(self._encode(before), self._encode(after))
 
-    def _reply(self, user: str, closed: bool) -> Ints:
+    def reply(self, user: str, closed: bool) -> Ints:
         """Tokens (n,) between an assistant's last token and the next answer, with the user's words between.
 
         `closed`: the assistant's turn already ends with the end-of-turn token; else that token comes first.
         """
+        return (self._kept_reply if len(user) <= LONGEST_KEPT else self._reply)(user, closed)
+
+    def _reply(self, user: str, closed: bool) -> Ints:
         turns = [
             {"role": "user", "content": "."},
             {"role": "assistant", "content": MARK},

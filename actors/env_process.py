@@ -22,8 +22,8 @@ WORKER = "envs.worker"
 READ_BYTES = 65536
 # An ended process closes its socket shortly before it can be waited for.
 FATE_CHECKS, FATE_CHECK_S = 100, 0.01
-# One thread is enough for an environment; the cores are the engine's, as are GPUs and what an address space is for. A
-# fixed hash seed: an episode that goes on in another worker goes through sets in the same order.
+# The cores and GPUs are the engine's: one thread is enough for an environment. The hash seed is fixed, so that an
+# episode that goes on in another worker goes through sets in the same order.
 DEFAULTS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FORCED = {"PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -33,7 +33,7 @@ class Ended(RuntimeError):
 
 
 class EnvProcess:
-    """`answered`: requests so far; the greeting counts as one."""
+    """`answered`: how often it has said what it was asked for; the greeting is the first time."""
 
     def __init__(self, greeting: bytes, memory_mib: int) -> None:
         """Starts it and waits for nothing. To be called by a thread that lives as long as the actor: with it the system
@@ -122,6 +122,7 @@ class EnvProcess:
             self._loop = loop
             loop.add_reader(self._socket, self._read)
         self._write()
+        self._hand_over()
         try:
             message = await answer
         finally:
@@ -153,8 +154,11 @@ class EnvProcess:
         except OSError:
             part = b""
         self._inbox += part
+        self._hand_over(ended=not part)
+
+    def _hand_over(self, ended: bool = False) -> None:
         try:
-            self._take(ended=not part)
+            self._take(ended)
         except (Ended, BadMessage) as fault:
             self._fault = fault
             if self._loop is not None:
@@ -169,12 +173,14 @@ class EnvProcess:
         if len(self._inbox) < PREFIX.size:
             return
         end = PREFIX.size + length_of(self._inbox)
-        if self._answer is None or self._answer.done() or len(self._inbox) > end:
+        waiting = None if self._answer is None or self._answer.done() else self._answer
+        # The greeting alone may come before it is asked for: whoever waited for it may have given up.
+        if len(self._inbox) > end or (waiting is None and self.answered):
             raise BadMessage("what nobody had asked for")
-        if len(self._inbox) == end:
+        if waiting is not None and len(self._inbox) == end:
             message = bytes(self._inbox[PREFIX.size :])
             self._inbox.clear()
-            self._answer.set_result(message)
+            waiting.set_result(message)
 
 
 def _expire(answer: asyncio.Future[bytes]) -> None:

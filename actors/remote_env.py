@@ -18,8 +18,9 @@ from envs.worker_messages import Call, Reply
 
 T = TypeVar("T")
 
-# Characters; longer than any context, and still tokenised within a second or two.
-LONGEST_TEXT = 2**20
+# Characters. Texts are longer than that by mistake, and the actor tokenises them and keeps them for a while.
+LONGEST_TEXT = 2**18
+LONGEST_CAUSE = 500  # goes into the ledger
 
 
 class EnvironmentFailure(RuntimeError):
@@ -132,5 +133,5 @@ def _opening(value: Any) -> tuple[str, str, str]:
 
 def _step(value: Any) -> Step:
     over, message, reward, verdict, answer, cause = _list(value, 6)
-    outcome = Outcome(Verdict(verdict), _text(answer), _text(cause))
+    outcome = Outcome(Verdict(verdict), _text(answer), _text(cause)[:LONGEST_CAUSE])
     return Step(over is True, _text(message), _number(reward), outcome)

@@ -86,7 +86,8 @@ class UpdateMetrics:
     failed_episodes: int
     """Episodes sampled since the update before that their environment failed: in no row, baseline or success."""
     replaced_env_workers: int
-    """Environment workers killed or ended since the update before: a call hung, crashed or ran out of memory there."""
+    """Environment workers that a call has cost since the update before: it hung, crashed or ran out of memory there, or
+    its ticket was given up."""
     duplicate_sketches: int
     """Sketches sampled since the update before that repeated an earlier one of their list."""
     unparsable_sketches: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from actors.chat import MARK, Chat, ChatError
+from actors.chat import LONGEST_KEPT, MARK, Chat, ChatError
 from tests.builders import CHATML, byte_tokenizer, ints
 
 NO_SYSTEM_ROLE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -57,6 +57,14 @@ def test_a_reply_tells_an_open_turn_from_a_closed_one(chat: Chat) -> None:
     open_turn, closed_turn = chat.reply("And now?", False), chat.reply("And now?", True)
     assert open_turn.tolist() == [chat.eos_id, *closed_turn.tolist()]
     assert chat.reply("And now?", False) is open_turn  # kept: environments say the same many times
+
+
+def test_long_replies_are_the_same_and_not_kept(chat: Chat) -> None:
+    """Or an environment that says something long and new each time would fill the actor's memory."""
+    for length in (LONGEST_KEPT, LONGEST_KEPT + 1):
+        first, second = chat.reply("x" * length, True), chat.reply("x" * length, True)
+        assert first.tolist() == second.tolist()
+        assert (first is second) == (length <= LONGEST_KEPT)
 
 
 def test_a_reply_keeps_the_templates_end_where_it_is_plain_text() -> None:

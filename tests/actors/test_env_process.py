@@ -135,6 +135,15 @@ async def test_answers_come_however_late_the_loop_looks_for_them(process: EnvPro
     assert (await asked).kind == DONE
 
 
+async def test_the_greeting_waits_for_whoever_asks_for_it(process: EnvProcess) -> None:
+    first = asyncio.create_task(process.greeting(60.0))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(2.0)
+    assert process.usable
+    assert read_reply(await process.greeting(60.0)) == Reply(DONE, 7)
+
+
 async def test_the_end_of_a_process_is_told_once_it_is_asked(process: EnvProcess) -> None:
     state = (await begin(process)).state
     with pytest.raises(Ended):

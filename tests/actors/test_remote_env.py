@@ -91,6 +91,11 @@ async def test_no_key_is_an_answer() -> None:
     assert await RemoteEnv("lake", Answering(None)).sketch_key("x") is None
 
 
+async def test_a_judges_cause_is_cut_to_a_line_of_the_ledger() -> None:
+    step = await RemoteEnv("lake", Answering([*STEP[:3], "failed", "", "x" * 10**5])).step("x")
+    assert step.outcome.cause == "x" * 500
+
+
 async def test_a_failed_call_names_the_environment() -> None:
     with pytest.raises(EnvironmentFailure, match=r"^lake raised OSError: no map$"):
         await RemoteEnv("lake", Answering(CallFailed("raised OSError: no map"))).step("x")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
 from actors.rollout import EnvironmentFailure, Sampler
 from actors.rollout_actor import RolloutActor
+from actors.samplers.parallel import ParallelSampler
 from configs.schema import RunConfig
 from envs.codec import decode_group
 from envs.trajectory import Group, Ticket, Verdict
@@ -63,6 +65,22 @@ async def test_a_second_attempt_may_succeed(monkeypatch: pytest.MonkeyPatch) -> 
 
     [data] = await actor_that(answer, monkeypatch).sample_held_out(TICKETS[:1], 1, None)
     assert decode_group(data).trajectories[0].verdict is Verdict.SOLVED
+
+
+async def test_a_receipt_tells_the_workers_that_were_replaced_since_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(ticket: Ticket) -> Group:
+        raise EnvironmentFailure("frozen_lake did not answer")
+
+    actor = actor_that(answer, monkeypatch)
+    actor._sampler = ParallelSampler(2)
+    actor._workers = Mock(newly_replaced=Mock(side_effect=[2, 0]))
+    receipts = [await actor.sample(ticket) for ticket in TICKETS[:2]]
+    assert [(r.state, r.cause, r.replaced_workers) for r in receipts] == [
+        ("failed", "frozen_lake did not answer", 2),
+        ("failed", "frozen_lake did not answer", 0),
+    ]
 
 
 async def test_what_is_no_trouble_of_the_environment_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestration.cluster import ROOT
 
-PARTS = ("learner", "rollout", "exploration", "broadcast", "messages", "end_to_end", "idle")
+PARTS = ("learner", "rollout", "exploration", "env_workers", "broadcast", "messages", "end_to_end", "idle")
 WHERE_THERE_IS_ONE = ("gpu",)
 RESULTS = ROOT / "docs" / "results" / "bench.json"
 

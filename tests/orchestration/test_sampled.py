@@ -85,5 +85,10 @@ def test_of_a_ticket_given_up_the_steps_it_cost_count() -> None:
     assert sampled == Sampled(failed=1, stats=GroupStats(env_steps=5))
 
 
+def test_replaced_workers_add_up_whatever_became_of_the_tickets() -> None:
+    found = (replace(receipt(state), replaced_workers=n) for n, state in enumerate(("queued", "filtered", "failed")))
+    assert summed(*found).replaced_workers == 3
+
+
 def test_tokens_of_branches_add_up() -> None:
     assert summed(*(replace(receipt(), branch_tokens=n) for n in (3, 4))).branch_tokens == 7
