@@ -1,7 +1,12 @@
-"""Chat turns as token pieces: sampled tokens are appended as they came, never decoded and tokenised again."""
+"""Chat turns as token pieces: sampled tokens are appended as they came, never decoded and tokenised again.
+
+Message texts can hold what the policy said (sketches told back, words repeated by an environment): the names of control
+tokens in them are taken out, or a policy that spells `<|im_end|>` would end the user's turn.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,13 +50,14 @@ class Chat:
         if tokenizer.eos_token_id is None:
             raise ChatError(f"model.path: {tokenizer.name_or_path}: the tokenizer has no end-of-turn token (eos_token)")
         self._tokenizer = tokenizer
+        self._control = _control_tokens(tokenizer)
         self.eos_id = self._end_of_turn()
         # An environment's later turns repeat (same position, same turns left), so their pieces are worth keeping.
         self._kept_reply = lru_cache(maxsize=4096)(self._reply)
 
     @classmethod
     def load(cls, path: str) -> Chat:
-        return cls(AutoTokenizer.from_pretrained(path))
+        return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
 
     def opening(self, rules: str, user: str) -> Ints:
         """Tokens (n,) of the system and first user message, up to where the assistant begins."""
@@ -73,7 +79,7 @@ class Chat:
         turns = [
             {"role": "user", "content": "."},
             {"role": "assistant", "content": MARK},
-            {"role": "user", "content": user},
+            {"role": "user", "content": user.replace(MARK, " ")},
         ]
         token_ids = self._encode(self._split(self._template(turns))[1])
         return token_ids[1:] if closed and len(token_ids) and token_ids[0] == self.eos_id else token_ids
@@ -118,7 +124,12 @@ class Chat:
             return self._template([{"role": "user", "content": f"{rules}\n\n{user}"}])
 
     def _template(self, turns: Sequence[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+        plain = [{**turn, "content": self._without_control(turn["content"])} for turn in turns]
+        return str(self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+
+    def _without_control(self, text: str) -> str:
+        """A blank in place of each: what stands around it must not make another one."""
+        return self._control.sub(" ", text)
 
     def _split(self, rendered: str) -> tuple[str, str]:
         parts = rendered.split(MARK)
@@ -130,3 +141,10 @@ class Chat:
 
     def _encode(self, text: str) -> Ints:
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds a tokenizer's special tokens as they are spelled; not ordinary ones that were added, as `<answer>`."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    names = sorted({*map(str, tokenizer.all_special_tokens), *added} - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")

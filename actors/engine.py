@@ -12,6 +12,7 @@ import numpy as np
 from actors.engine_arguments import engine_arguments
 from actors.engine_thread import EngineError, EngineThread
 from configs.schema import RunConfig
+from configs.watchdog import Watchdog
 from envs.trajectory import Floats, Ints
 
 if TYPE_CHECKING:
@@ -41,15 +42,19 @@ class EngineClock:
 
 
 class Engine:
-    """`sample` may be awaited by many coroutines at once; the engine's thread batches what is there at each step.
+    """version: of the weights it holds.
+
+    `sample` may be awaited by many coroutines at once; the engine's thread batches what is there at each step.
 
     A paused engine keeps its requests and does not step. Once a step has raised, every waiting and later call raises
-    `EngineError` with the cause.
+    `EngineError` with the cause. A step that does not end ends the process, by the watchdog.
     """
 
-    def __init__(self, config: RunConfig, policy: str, index: int, eos_id: int) -> None:
-        self._config, self._eos_id = config, eos_id
-        self._thread = EngineThread(engine_arguments(config, policy, index), config.rollout.start_timeout_s)
+    def __init__(self, config: RunConfig, policy: str, index: int, eos_id: int, dog: Watchdog | None = None) -> None:
+        self._config, self._eos_id, self._watchdog = config, eos_id, dog
+        self.version = 0
+        arguments = engine_arguments(config, policy, index)
+        self._thread = EngineThread(arguments, config.rollout.start_timeout_s, self._alive)
 
     async def sample(self, context_ids: Ints, max_tokens: int, seed: int) -> Completion | None:
         """One answer to a context (n,), at the run's temperature; None when the context leaves no room for a token."""
@@ -84,6 +89,7 @@ class Engine:
             if not self._thread.engine.reset_prefix_cache(reset_running_requests=True):
                 raise EngineError("the prefix cache could not be reset after a weight update")
             self._thread.resume()
+            self.version = int(version)
 
         await self._thread.call(resume)
 
@@ -94,6 +100,15 @@ class Engine:
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop after the step under way and free the engine."""
         self._thread.close(timeout_s)
+
+    def _alive(self, command: bool | None) -> None:
+        """A step takes a moment; a command may wait for weights on the wire."""
+        if self._watchdog is None:
+            return
+        if command is None:
+            self._watchdog.rest()
+        else:
+            self._watchdog.feed(self._config.rollout.hang_timeout_s + command * self._config.sync.timeout_s)
 
     def _completion(self, output: RequestOutput) -> Completion:
         out = output.outputs[0]

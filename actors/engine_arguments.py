@@ -24,6 +24,9 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
     )
     return {
         "model": policy,
+        # Neither code that comes with a model nor pickled weights, which are code too.
+        "trust_remote_code": False,
+        "load_format": "safetensors",
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,

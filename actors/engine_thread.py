@@ -27,16 +27,20 @@ class EngineError(RuntimeError):
 
 
 class EngineThread:
-    """Starts the engine and waits for it, up to `timeout_s`.
+    """Starts the engine and waits for it, up to `timeout_s`. alive: called before steps (False)
+
+    and commands (True), and when no more of them follow (None).
 
     Once a step has raised, every waiting and later call raises EngineError. Paused, requests are kept and no step is
     made. `sampled_tokens`: of finished requests.
     """
 
-    def __init__(self, arguments: dict[str, Any], timeout_s: float) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], timeout_s: float, alive: Callable[[bool | None], None] = lambda _: None
+    ) -> None:
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Caller]] = queue.SimpleQueue()
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
-        self._requests = 0
+        self._requests, self._alive = 0, alive
         self._paused_at: float | None = None
         self._broken: BaseException | None = None
         self._stopping = False
@@ -120,13 +124,16 @@ class EngineThread:
 
     def _run_commands(self) -> None:
         """Run all commands that are there; an idle engine waits for one, looking up to see whether to stop."""
-        try:
-            if self._idle():
-                _execute(*self._commands.get(timeout=0.2))
-            while True:
-                _execute(*self._commands.get_nowait())
-        except queue.Empty:
-            return
+        wait = self._idle()
+        while True:
+            self._alive(False)
+            try:
+                command = self._commands.get(wait, timeout=0.2)
+            except queue.Empty:
+                return
+            self._alive(True)
+            _execute(*command)
+            wait = False
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -145,6 +152,7 @@ class EngineThread:
 
     def _fail(self, error: BaseException) -> None:
         """Nothing more will be run: everybody who waits is told why."""
+        self._alive(None)
         self._broken = error
         callers: list[Caller] = list(self._waiting.values())
         self._waiting = {}

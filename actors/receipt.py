@@ -15,8 +15,9 @@ class Receipt:
     solutions ... reward_sum: of the sampler's own solutions that were judged (`own_solutions`). covered: whether any
     episode solved it, branches too. targets: how many right answers the question has for all episodes alike; None
     where each episode has its own, and then question and found stay empty. question: short name of the prompt.
-    found: the right answers of all episodes, branches too. branch_tokens: of sampled_tokens.
-    replaced_workers: environment workers of the actor, since its receipt before.
+    found: the right answers of all episodes, branches too. branch_tokens: of sampled_tokens. queue: the name of the
+    replay queue the group was put into. replaced_workers: environment workers of the actor, since its receipt before.
+    actor_lost: the actor died or was given up while it sampled the ticket.
     """
 
     ticket: Ticket
@@ -37,6 +38,8 @@ class Receipt:
     question: str = ""
     found: tuple[str, ...] = ()
     branch_tokens: int = 0
+    queue: str = ""
+    actor_lost: bool = False
     replaced_workers: int = 0
 
 

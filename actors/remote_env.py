@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from actors.env_worker import CallFailed
+from actors.failures import EnvironmentFailure
 from envs.base import Outcome
 from envs.trajectory import Verdict
 from envs.worker_messages import Call, Reply
@@ -21,10 +22,6 @@ T = TypeVar("T")
 # Characters. Texts are longer than that by mistake, and the actor tokenises them and keeps them for a while.
 LONGEST_TEXT = 2**18
 LONGEST_CAUSE = 500  # goes into the ledger
-
-
-class EnvironmentFailure(RuntimeError):
-    """The environment raised, hung or took its worker down: the episode failed, which is no verdict on the policy."""
 
 
 class Workers(Protocol):

@@ -10,7 +10,8 @@ import numpy as np
 from actors.chat import MARK, Chat, Frame
 from actors.engine import Completion
 from actors.episode import Episode, Turn, without_open_turn
-from actors.remote_env import EnvironmentFailure, RemoteEnv, Workers
+from actors.failures import EnvironmentFailure
+from actors.remote_env import RemoteEnv, Workers
 from configs.schema import RunConfig
 from configs.seeds import derive_seed
 from envs.base import Outcome

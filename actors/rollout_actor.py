@@ -7,23 +7,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 
 from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
 from actors.env_workers import EnvWorkers
+from actors.failures import EnvironmentFailure, cause_of
+from actors.outbox import Outbox
+from actors.place import Place
 from actors.receipt import Receipt, all_cut, receipt_of
 from actors.received import Received
-from actors.rollout import EnvironmentFailure, Rollout, Sampler, Shared
+from actors.rollout import Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
 from actors.samplers.dde import DdeSampler
 from actors.samplers.parallel import ParallelSampler
 from actors.samplers.recoverability import Recoverability
 from configs.samplers import SamplerSettings
 from configs.schema import RunConfig
+from configs.watchdog import Watchdog
 from envs.codec import encode_group
 from envs.registry import make_env
 from envs.trajectory import Group, Ticket, Trajectory, Verdict
@@ -32,33 +36,45 @@ from envs.trajectory import Group, Ticket, Trajectory, Verdict
 class RolloutActor:
     """Samples tickets with the run's sampler, queues their groups, receives weights between two engine steps."""
 
-    def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle) -> None:
-        self._config, self._replay = config, replay
+    # stacks: folder for what its threads were doing when the engine hung.
+    def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle, stacks: str = "") -> None:
+        self._config = config
+        self._outbox = Outbox(replay, config.queue.timeout_s)
         chat = Chat.load(policy)
         # The first of them comes up beside the engine.
         self._workers = EnvWorkers(partial(make_env, config.env), config.rollout)
-        self._engine = Engine(config, policy, index, chat.eos_id)
+        watchdog = Watchdog(Path(stacks) / f"rollout-actor-{index}.txt") if stacks else None
+        self._engine = Engine(config, policy, index, chat.eos_id, watchdog)
         self._shared = Shared(config, chat, self._engine, self._workers)
         self._sampler = build_sampler(config.sampler)
 
-    async def ready(self) -> str:
-        """The address of the node the actor runs on, once its engine and an environment worker are up."""
+    async def ready(self) -> Place:
+        """Where the actor runs, once its engine and an environment worker are up."""
         await self._workers.ready()
-        return str(ray.util.get_node_ip_address())
+        return Place.here()
 
-    async def sample(self, ticket: Ticket) -> Receipt:
-        """Sample one ticket and queue its group. Raises EngineError only: then the actor itself is of no use."""
-        receipt = await self._sample(ticket)
+    async def pulse(self) -> None:
+        """A sign of life."""
+
+    async def policy_version(self) -> int:
+        """Of the weights the engine holds."""
+        return self._engine.version
+
+    async def sample(self, ticket: Ticket, era: int = 0) -> Receipt:
+        """Sample one ticket and queue its group. Raises EngineError only: then the actor itself is of no use.
+
+        era: how often the run was taken back to a checkpoint; the queue refuses groups of an earlier one.
+        """
+        receipt = await self._sample(ticket, era)
         return replace(receipt, replaced_workers=self._workers.newly_replaced())
 
-    async def _sample(self, ticket: Ticket) -> Receipt:
+    async def _sample(self, ticket: Ticket, era: int) -> Receipt:
         limit_s = self._config.rollout.ticket_timeout_s
         try:
             group = await asyncio.wait_for(self._sample_group(ticket, self._sampler), limit_s)
             state, cause = self._judge(group)
-            if state == "queued":
-                await self._replay.put.remote(encode_group(group))
-            return receipt_of(group, state, cause, self._workers.target_count)
+            queue = await self._outbox.put(encode_group(group), era) if state == "queued" else ""
+            return replace(receipt_of(group, state, cause, self._workers.target_count), queue=queue)
         except EngineError:
             raise
         except TimeoutError:
@@ -66,8 +82,7 @@ class RolloutActor:
         except EnvironmentFailure as failure:
             return Receipt(ticket, "failed", str(failure))
         except Exception as error:  # a ticket's trouble is the ticket's: counted, retried, never the actor's end
-            # The last line is the cause: errors that crossed processes carry a traceback before it.
-            return Receipt(ticket, "failed", f"{type(error).__name__}: {_last_line(error)}")
+            return Receipt(ticket, "failed", cause_of(error))
 
     async def sample_held_out(self, tickets: Sequence[Ticket], samples: int, by: SamplerSettings | None) -> list[bytes]:
         """Encoded groups of held-out tickets: plain-prompt solutions, or `by` a sampler."""
@@ -122,7 +137,3 @@ class RolloutActor:
         if self._config.grpo.drop_zero_signal and not group.has_signal:
             return "filtered", "no signal: all rewards are equal"
         return "queued", ""
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[-1].strip()

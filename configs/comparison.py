@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationEr
 from pydantic_core import ErrorDetails
 
 from configs.base import Settings
-from configs.load import ConfigError, read_mapping
+from configs.load import ConfigError, explained, read_mapping
 from configs.problems import did_you_mean, show
 
 # What the comparison itself sets in every run, so that no method can have other values.
@@ -109,8 +109,7 @@ def load_comparison(path: Path) -> ComparisonConfig:
     try:
         comparison = ComparisonConfig.model_validate(data, strict=True)
     except ValidationError as error:
-        for details in error.errors(include_url=False):
-            problems += _explain(details, path)
+        problems += explained(error, lambda details: _explain(details, path))
     if problems:
         raise ConfigError(problems)
     return comparison

@@ -2,21 +2,32 @@
 
 All that is wrong is reported at once, one line a problem: where it comes from, the dotted path, the value given, and
 the nearest known name. The YAML is YAML 1.2's core: `1e-4` is a number, `on` and `no` are text, a key appears once.
+Files are bounded in bytes and in what their aliases make of them, and hold no secrets: they are saved with the run.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from configs.problems import did_you_mean, explain, members_of, near_paths, paths, show, tag_of
+from configs.files import read_file
+from configs.problems import did_you_mean, explain, members_of, near_paths, paths, show, source_of, tag_of
 from configs.schema import RunConfig
+from configs.shown import safe, secret_in
+
+# A configuration with every key has 6,000 bytes; the YAML reader takes a second for this many.
+MOST_BYTES = 2**16
+# Values in a file, those of an alias counted as often as it is used: nested aliases double them line by line.
+MOST_VALUES = 50_000
+DEEPEST = 50
+MOST_PROBLEMS = 40
 
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$")
 _RESOLVERS = (
@@ -31,18 +42,48 @@ class ConfigError(ValueError):
     """What is wrong with a configuration; `problems` holds one line each, `str()` all of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        left = len(problems) - MOST_PROBLEMS
+        more = [f"and {left} more problems"] if left > 0 else []
+        self.problems = (*map(safe, problems[:MOST_PROBLEMS]), *more)
+        super().__init__("\n".join(self.problems))
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2's core schema and notes keys that appear twice."""
+    """Reads YAML 1.2's core schema, notes keys that appear twice, and counts values."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.duplicates: list[str] = []
+        self._depth = self._values = 0
+        self._values_in: dict[int, int] = {}  # by the node's identity, of those that are whole
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event, before = self.peek_event(), self._values
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            self._values += self._values_in.get(id(node), 1)
+        else:
+            self._values += 1
+            self._values_in[id(node)] = self._values - before
+        if self._values > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES:,} values", problem_mark=event.start_mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        # What its constructors raise for `!!int x`, `!!bool x`, `!!timestamp x`, or a number of 5,000 digits.
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(problem=f"cannot be read as {kind}", problem_mark=node.start_mark) from error
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):  # `!!map x`
+            return super().construct_mapping(node, deep)
         first_lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -77,12 +118,22 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     _name_members(data, RunConfig)
     try:
         config = RunConfig.model_validate(data, strict=True)
+        problems += _secrets(config.model_dump(), str(path or "settings"), sources)
     except ValidationError as error:
-        for details in error.errors(include_url=False):
-            problems += explain(details, str(path or "settings"), sources)
+        problems += explained(error, lambda details: explain(details, str(path or "settings"), sources))
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def explained(error: ValidationError, explain_one: Callable[[ErrorDetails], list[str]]) -> list[str]:
+    """The lines for as many of pydantic's errors as are shown, as to find near names takes its time.
+
+    An empty one for each of the rest, which ConfigError counts.
+    """
+    errors = error.errors(include_url=False)
+    lines = [line for details in errors[:MOST_PROBLEMS] for line in explain_one(details)]
+    return [*lines, *("" for _ in errors[MOST_PROBLEMS:])]
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -93,11 +144,13 @@ def to_yaml(config: RunConfig) -> str:
 def read_mapping(path: Path) -> tuple[dict[Any, Any] | None, list[str]]:
     """The file's mapping and what is wrong with it as YAML; None where there is no mapping to check further."""
     try:
-        data, problems = _parse(path.read_text(encoding="utf-8"))
+        data, problems = _parse(read_file(path, MOST_BYTES).decode())
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         return None, [f"{path}: no such file{did_you_mean(str(path.with_name(name)) for name in near)}"]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        return None, [f"{path}: cannot be read: {error.strerror}"]
+    except UnicodeDecodeError as error:
         return None, [f"{path}: cannot be read: {error}"]
     except yaml.YAMLError as error:
         return None, [f"{path}: {_one_line(error)}"]
@@ -114,8 +167,6 @@ def _parse(text: str) -> tuple[Any, list[str]]:
     loader = _Loader(text)
     try:
         return loader.get_single_data(), loader.duplicates
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -160,6 +211,19 @@ def _apply(overrides: Sequence[str], data: dict[Any, Any], problems: list[str]) 
             sources[path] = f"override {override}"
             _put(data, path.split("."), value)
     return sources
+
+
+def _secrets(settings: Mapping[str, Any], file: str, sources: Mapping[str, str], prefix: str = "") -> Iterator[str]:
+    """What must not be in a configuration, as it is saved with the run and shown in its report."""
+    for name, value in settings.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _secrets(value, file, sources, f"{path}.")
+        elif isinstance(value, str) and (kind := secret_in(value)):
+            yield (
+                f"{source_of(path, sources) or file}: {path}: holds {kind}, which would be saved with the run: "
+                "leave it out, and put it into the environment of the nodes (HF_TOKEN, WANDB_API_KEY) or ~/.netrc"
+            )
 
 
 def _refusal(path: str, value: object) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from configs.schema import RunConfig
+from configs.shown import MOST_SHOWN, redacted
 
 _MOST_SHOWN = 60
 
@@ -40,10 +41,10 @@ def explain(details: ErrorDetails, file: str, sources: Mapping[str, str]) -> lis
         return [f"{file}: {where}{line}" for line in str(context["error"]).splitlines()]
     else:
         said = f"{details['msg'].removeprefix('Input ')}, got {show(value)}"
-    return [f"{_source(path, sources) or file}: {path}: {said}"]
+    return [f"{source_of(path, sources) or file}: {path}: {said}"]
 
 
-def _source(path: str, sources: Mapping[str, str]) -> str | None:
+def source_of(path: str, sources: Mapping[str, str]) -> str | None:
     """The override that set `path` or a group around it, else one that set a key in it."""
     around = [p for p in sources if path == p or path.startswith(p + ".")]
     inside = [p for p in sources if p.startswith(path + ".")]
@@ -55,11 +56,11 @@ def _unknown(path: str, owner: type[BaseModel], sources: Mapping[str, str]) -> s
     group, _, key = path.rpartition(".")
     others = " or ".join(repr(tag_of(member)) for member in _members_at(group) if key in member.model_fields)
     if others:
-        chooser = _source(f"{group}.name", sources)
+        chooser = source_of(f"{group}.name", sources)
         by = f" (by {chooser})" if chooser else ""
         return f"unknown key for {tag_of(owner)!r}; it belongs to {others}, but {group}.name is {tag_of(owner)!r}{by}"
     near = difflib.get_close_matches(key, owner.model_fields, n=1)
-    if _source(path, sources) and near:
+    if source_of(path, sources) and near:
         near = [f"{group}.{near[0]}"]
     return f"unknown key{did_you_mean(near or near_paths(path))}"
 
@@ -130,9 +131,10 @@ def did_you_mean(names: Iterable[str]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as YAML's flow style spells it, cut when long; a loop of aliases as Python spells it."""
+    """A value as YAML's flow style spells it, cut when long, without secrets; a loop of aliases as Python spells it."""
     try:
         text = json.dumps(value, default=str, ensure_ascii=False)
     except (TypeError, ValueError):
         text = str(value)
+    text = redacted(text[:MOST_SHOWN])  # before it is cut: half a secret is not found
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

@@ -93,6 +93,9 @@ class ModelSettings(Settings):
 
 class RolloutSettings(Settings):
     actors: PositiveInt = Field(2, description="rollout actors, one engine each")
+    max_actors: PositiveInt | None = Field(
+        None, description="actors are added up to this many as the cluster has room; empty: rollout.actors"
+    )
     cpus_per_actor: float = Field(1.0, ge=0)
     gpus_per_actor: float = Field(0.0, ge=0, description="for each of the engine's tensor-parallel parts")
     tensor_parallel: PositiveInt = Field(1, description="GPUs that one engine is spread over")
@@ -110,6 +113,12 @@ class RolloutSettings(Settings):
     ticket_timeout_s: PositiveFloat = Field(120.0, description="sampling one ticket")
     max_attempts: PositiveInt = Field(3, description="tries of a ticket before it counts as failed")
     start_timeout_s: PositiveFloat = Field(180.0, description="start of an engine or an environment worker")
+    hang_timeout_s: PositiveFloat = Field(
+        60.0, description="one engine step, or an actor's sign of life; what takes longer is ended and started again"
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="starts of a rollout actor without a finished ticket between, after which it is given up"
+    )
 
 
 class QueueSettings(Settings):
@@ -153,6 +162,11 @@ class DeepspeedSettings(Settings):
     )
     bucket_mib: PositiveInt = Field(20, description="reduce, prefetch and gather buckets")
     timeout_s: PositiveFloat = Field(300.0, description="a collective, a start or an update of the ranks")
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="starts of the ranks at the same checkpoint after which the run gives up",
+    )
 
 
 class SyncSettings(Settings):
@@ -172,7 +186,11 @@ class EvalSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    every: int = Field(0, ge=0, description="updates between checkpoints; 0: only at the end")
+    every: int = Field(
+        10,
+        ge=0,
+        description="updates between checkpoints, to which a run whose learner fails goes back; 0: only at the end",
+    )
     keep: PositiveInt = Field(2, description="newest checkpoints that stay")
     best_by: str | None = Field(
         None, description="a metric of metrics.jsonl; the checkpoint with its best value stays too; empty: none"

@@ -19,12 +19,16 @@ import numpy as np
 from gymnasium.spaces import Text
 
 from configs.environments import TurnSettings
+from configs.shown import safe
 from envs.protocol import MAX_TEXT, Illegal, Unreadable, read_answer, shown, split_actions
 from envs.trajectory import Verdict
 
 
 class BadEnvironment(ValueError):
     """Settings or a file that allow no episode; one line that names the key, or the file and line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(safe(message))
 
 
 class Failure(RuntimeError):

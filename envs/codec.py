@@ -5,24 +5,38 @@
     body    = msgpack of a `Group`
 
 Records are arrays of their fields in their order, (n,) arrays raw bytes (`envs.wire`). One `CodecError` for everything
-that is wrong, in writing as in reading; nothing is allocated beyond a small multiple of the message's size.
+that is wrong, in writing as in reading. Reading takes time linear in the message's size, and at most MEMORY_PER_BYTE
+times its memory, whatever it holds.
 """
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 
 from envs.faults import group_faults
 from envs.trajectory import Group
-from envs.wire import MAX_ITEMS, MAX_TEXT_BYTES, CodecError, kind
+from envs.wire import CodecError, Kind, Reader, kind
 
-__all__ = ["MAX_BODY_BYTES", "SCHEMA_VERSION", "CodecError", "Header", "decode_group", "encode_group", "read_header"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MEMORY_PER_BYTE",
+    "SCHEMA_VERSION",
+    "CodecError",
+    "Header",
+    "decode_group",
+    "encode_group",
+    "read_header",
+    "read_messages",
+]
 
 SCHEMA_VERSION = 3
 MAX_BODY_BYTES = 64 * 2**20
+# Segments of one sampled token: three arrays of one element each, which take 100 bytes and more.
+MEMORY_PER_BYTE = 25
 _MAGIC = b"SESA"
 _MAX_HEADER_BYTES = 128
 
@@ -59,11 +73,21 @@ def encode_group(group: Group) -> bytes:
 def decode_group(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Group:
     """The group of a message; its arrays are read-only. Raises CodecError."""
     header, body = _open(data, max_body_bytes)
-    group: Group = _GROUP.read(_unpack(body))
+    group: Group = _read(_GROUP, body)
     _check(group)
     if _header(group) != header:
         raise CodecError(f"the header says {header}, the body {_header(group)}")
     return group
+
+
+def read_messages(packed: bytes) -> list[bytes]:
+    """Messages that were kept as one packed list, as in a checkpoint; each is still to be read. Raises CodecError."""
+    reader = Reader(packed)
+    messages = [reader.value("message", "bytes") for _ in range(reader.count("messages"))]
+    reader.end()
+    if not all(isinstance(message, bytes) for message in messages):
+        raise CodecError("a list of something else than messages")
+    return messages
 
 
 def read_header(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Header:
@@ -107,21 +131,14 @@ def _open(data: bytes, max_body_bytes: int) -> tuple[Header, memoryview]:
         raise CodecError(f"a body of {len(body)} bytes, the header says {body_bytes}")
     if crc != zlib.crc32(body, zlib.crc32(summary)):
         raise CodecError("the CRC does not match: the message was damaged on its way")
-    return _HEADER.read(_unpack(summary)), body
+    return _read(_HEADER, summary), body
 
 
-def _unpack(packed: bytes | memoryview) -> object:
-    try:
-        return msgpack.unpackb(
-            packed,
-            max_str_len=MAX_TEXT_BYTES,
-            max_bin_len=len(packed),
-            max_array_len=MAX_ITEMS,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.UnpackException) as error:
-        raise CodecError(f"bytes that cannot be unpacked: {error or type(error).__name__}") from error
+def _read(what: Kind, packed: bytes | memoryview) -> Any:
+    reader = Reader(packed)
+    value = what.read(reader)
+    reader.end()
+    return value
 
 
 _HEADER = kind(Header, "Header")

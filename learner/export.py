@@ -22,4 +22,4 @@ def export_policy(module: Any, folder: Path, tokenizer: str, dtype: torch.dtype,
         folder.mkdir(parents=True, exist_ok=True)
         base = module.get_base_model() if hasattr(module, "get_base_model") else module
         base.save_pretrained(folder, state_dict=tensors)
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(folder)

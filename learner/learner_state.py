@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from configs.files import read_file
 
 FORMAT = 1
+_MOST_BYTES = 2**28
 STATE_FILE = "state.json"
 SHARED = "run.root must be on a file system all nodes see"
 
@@ -21,8 +24,8 @@ class LayerFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    size: int
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # of a file in this folder, not of one elsewhere
+    size: int = Field(ge=0)
     crc32: int
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -33,15 +36,15 @@ class LearnerState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int
-    version: int
-    steps: int
+    version: int = Field(ge=0)
+    steps: int = Field(ge=0)
     layers: tuple[LayerFile, ...]
 
 
 def read_learner_state(path: Path) -> LearnerState:
     """Raises StateError when the file is missing, damaged or of another format."""
     try:
-        state = LearnerState.model_validate_json(path.read_bytes())
+        state = LearnerState.model_validate_json(read_file(path, _MOST_BYTES))
     except OSError as error:
         raise StateError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -44,7 +44,9 @@ def load_frozen(config: RunConfig, path: str) -> Any:
     if config.deepspeed.packing:
         register()
         attention["attn_implementation"] = ATTENTION
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **attention
+    )
     model.requires_grad_(False)
     if config.deepspeed.packing:
         check_packable(model, config.model.max_model_len)

@@ -6,7 +6,7 @@ Every rank gets the whole batch and plans all shares alike, so T_stream and the 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,13 @@ import torch
 from ray.actor import ActorHandle
 
 from configs.schema import RunConfig
+from configs.watchdog import Watchdog
 from envs.codec import decode_group
 from learner.rows import TrainingRow, training_rows
 from learner.sync_times import SyncTimes
 from learner.update import PolicyLearner
 from learner.update_sums import UpdateSums
+from learner.watched import watched
 from learner.zero3 import join_ranks
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 class LearnerRank:
     """Rank `rank` of `config.deepspeed.ranks`. Call `address` on rank 0, then `start` on all with what it returned."""
 
-    def __init__(self, config: RunConfig, policy: str, rank: int) -> None:
+    def __init__(self, config: RunConfig, policy: str, rank: int, stacks: str = "") -> None:
         self._config, self._policy, self._rank = config, policy, rank
+        self.watchdog = Watchdog(Path(stacks) / f"learner-rank-{rank}.txt") if stacks else None
+        self.limit_s = config.deepspeed.timeout_s
         self._sender: WeightSender | None = None
         self.version = 0
 
@@ -40,6 +44,7 @@ class LearnerRank:
             probe.bind(("", 0))
             return str(ray.util.get_node_ip_address()), int(probe.getsockname()[1])
 
+    @watched
     def start(self, address: str, port: int) -> int:
         """Join the ranks and load the policy; returns the number of its parameters."""
         self._device = torch.device("cuda" if self._config.deepspeed.gpus_per_rank > 0 else "cpu")
@@ -48,26 +53,31 @@ class LearnerRank:
         self._engine = self._learner.engine
         return sum(p.ds_numel for p in self._engine.module.parameters())
 
-    def connect(self, actors: Sequence[ActorHandle], address: str, port: int) -> None:
-        """Rank 0 opens the weight group with these actors and leaves the one before; other ranks have no part in it."""
+    @watched
+    def connect(self, actors: Mapping[int, ActorHandle], address: str, port: int) -> None:
+        """Rank 0 opens the weight group with these actors, by their numbers, and leaves the one before."""
         if self._rank == 0:
             # vllm takes seconds to import: only the rank that sends pays for it.
             from learner.weight_sender import WeightSender
 
             if self._sender is not None:
                 self._sender.close()
+                self._sender = None  # or a group that cannot be opened leaves one that is closed
             self._sender = WeightSender(self._engine.module, actors, address, port, self._config)
 
+    @watched
     def update(self, payloads: Sequence[bytes]) -> UpdateSums:
         """One update on a batch of encoded groups, on all ranks at once: version + 1."""
         sums = self._learner.update(self._rows(payloads), self.version)
         self.version += 1
         return sums
 
+    @watched
     def score(self, payloads: Sequence[bytes]) -> UpdateSums:
         """Compare the engine's log-probs with the learner's on encoded groups, without training (the `own_*` sums)."""
         return self._learner.score(self._rows(payloads), self.version)
 
+    @watched
     def broadcast(self, version: int) -> SyncTimes:
         """Send the weights as `version` to every actor; every rank joins. Only rank 0's times say something."""
         if self._sender is not None:
@@ -78,12 +88,14 @@ class LearnerRank:
             pass
         return SyncTimes()
 
+    @watched
     def save(self, folder: str) -> None:
         """Write the policy's and the optimizer's state into a folder; all ranks must call."""
         from learner.checkpoint import save_state
 
         save_state(self._engine, folder, self.version)
 
+    @watched
     def load(self, folder: str) -> int:
         """Go on from what `save` wrote, whatever the number of ranks then; all ranks must call. Returns the version."""
         from learner.checkpoint import load_state
@@ -91,6 +103,7 @@ class LearnerRank:
         self.version = load_state(self._engine, folder)
         return self.version
 
+    @watched
     def export(self, folder: str) -> None:
         """Write the policy in Hugging Face format (rank 0 writes, all ranks must call)."""
         from learner.export import export_policy

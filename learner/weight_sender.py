@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -176,13 +176,14 @@ class Zero3Source(WeightSource):
 
 
 class WeightSender:
-    """Rank 0's handle on the group: `send(version)` puts the module's weights into every actor."""
+    """Rank 0's handle on the group: `send(version)` puts the module's weights into every actor; actors: by number."""
 
     def __init__(
-        self, module: nn.Module, actors: Sequence[ActorHandle], address: str, port: int, config: RunConfig
+        self, module: nn.Module, actors: Mapping[int, ActorHandle], address: str, port: int, config: RunConfig
     ) -> None:
         register()
         limit_s = config.sync.timeout_s
+        self._numbers = list(actors)
         self._client = ActorsClient(actors, config.rollout.tensor_parallel, limit_s)
         world_size = 1 + len(actors) * config.rollout.tensor_parallel
         bucket_bytes = config.sync.bucket_mib << 20
@@ -203,10 +204,11 @@ class WeightSender:
         total_s = time.monotonic() - began
         received = self._client.received
         sent = getattr(self._engine, "checksum", None)
-        wrong = [str(i) for i, one in enumerate(received) if sent is not None and one.checksum != sent]
+        wrong = [n for n, one in zip(self._numbers, received, strict=True) if sent is not None and one.checksum != sent]
         if wrong:
+            names = ", ".join(map(str, wrong))
             raise WeightTransferError(
-                f"rollout actor {', '.join(wrong)} received other bytes than were sent as version {version}"
+                f"rollout actor {names} received other bytes than were sent as version {version}", wrong
             )
         pause_s = max(one.pause_s for one in received)
         load_s = max(one.load_s for one in received)

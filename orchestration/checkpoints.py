@@ -5,18 +5,20 @@ docs/checkpoints.md lists what is in it.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from configs.files import read_file
 from configs.schema import CheckpointSettings, RunConfig
+from configs.shown import one_line
+from envs.codec import CodecError, read_header, read_messages
 from learner.durable import partial_of, sync, write_durably
 from learner.learner_state import StateError, check_there
 from orchestration.dispatch import Dispatcher
@@ -26,13 +28,15 @@ from orchestration.ledger import LedgerError, State
 from orchestration.metrics import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.pivot_memory import PivotState
+from orchestration.queue_client import QueueClient
 from orchestration.recorder import Recorder
-from orchestration.replay_queue import QueueError
+from orchestration.replay_buffer import QueueError
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState
 from orchestration.totals import RecorderState
 
 FORMAT = 2
+_MOST_STATE_BYTES, _MOST_QUEUE_BYTES = 2**28, 2**34
 LEARNER, LEDGER, QUEUE, RUN = "learner", "ledger.sqlite", "queue.msgpack", "run.json"
 SAMPLER, PIVOTS = "sampler", "pivots.json"
 
@@ -62,9 +66,9 @@ class RunState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     format: int
-    update: int
+    update: int = Field(ge=0)
     policy: str
-    nonfinite: int
+    nonfinite: int = Field(ge=0)
     dispatch: DispatchState
     recorder: RecorderState
     before: Evaluation
@@ -81,7 +85,7 @@ class Checkpoints:
     config: RunConfig
     folder: RunFolder
     learners: Learners
-    replay: Any  # handle of the ReplayQueue
+    replay: QueueClient
     say: Callable[[str], None]
     before: Evaluation
     policy: str
@@ -98,7 +102,7 @@ class Checkpoints:
         self.folder.sweep_checkpoints()
         try:
             await self._write(update, self.folder.partial(final), dispatcher, recorder)
-        except (OSError, LearnerError, LedgerError, StateError) as error:
+        except (OSError, LearnerError, LedgerError, QueueError, StateError) as error:
             with suppress(OSError):  # the room it took is needed, and ranks that are late must find it gone
                 self.folder.remove(partial_of(final))
             failed = f"checkpoint of update {update} not written: {_cause(error)}"
@@ -124,7 +128,7 @@ class Checkpoints:
             best=best,
         )
         write_durably(partial / RUN, state.model_dump_json(indent=1).encode())
-        write_durably(partial / QUEUE, msgpack.packb(await self._messages(queued)))
+        write_durably(partial / QUEUE, msgpack.packb(await self.replay.copy(queued)))
         if pivots is not None:
             (partial / SAMPLER).mkdir()
             write_durably(partial / SAMPLER / PIVOTS, pivots.model_dump_json().encode())
@@ -137,15 +141,6 @@ class Checkpoints:
         self.folder.point_to(final)
         self.best = best
         self.folder.keep_checkpoints(self.config.checkpoint.keep, None if best is None else best.update)
-
-    async def _messages(self, indices: list[int]) -> list[bytes]:
-        limit_s = self.config.queue.timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                messages: list[bytes] = await self.replay.copy.remote(indices)
-                return messages
-        except TimeoutError:
-            raise QueueError(f"the replay queue did not copy its groups in {limit_s:g} s (queue.timeout_s)") from None
 
 
 def better(best: Best | None, settings: CheckpointSettings, update: int, metrics: UpdateMetrics | None) -> Best | None:
@@ -179,13 +174,16 @@ def read_queue(checkpoint: Path) -> list[bytes]:
     """The encoded groups that were queued. Raises CheckpointError."""
     path = checkpoint / QUEUE
     try:
-        groups = msgpack.unpackb(path.read_bytes())
+        groups = read_messages(read_file(path, _MOST_QUEUE_BYTES))
+        for number, group in enumerate(groups):
+            try:
+                read_header(group)
+            except CodecError as error:
+                raise CodecError(f"message {number}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, msgpack.UnpackException) as error:
+    except CodecError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(groups, list) or not all(isinstance(group, bytes) for group in groups):
-        raise CheckpointError(f"{path}: damaged: it is no list of messages")
     return groups
 
 
@@ -199,13 +197,14 @@ async def export_policy(folder: RunFolder, learners: Learners) -> None:
 def _parsed(path: Path, state: type[Read]) -> Read:
     """A state in a JSON file. Raises CheckpointError."""
     try:
-        return state.model_validate_json(path.read_bytes())
+        return state.model_validate_json(read_file(path, _MOST_STATE_BYTES))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(map(str, problem["loc"]))
-        raise CheckpointError(f"{path}: no state of a run this version reads: {place}: {problem['msg']}") from error
+        said = f"{path}: no state of a run this version reads: {place}: {problem['msg']}"
+        raise CheckpointError(one_line(said)) from error  # names of keys are in it, whatever they are
 
 
 def _cause(error: Exception) -> str:

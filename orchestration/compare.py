@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from configs.comparison import ComparisonConfig, load_comparison
 from configs.environments import EnvSettings
 from configs.load import ConfigError
+from configs.shown import redacted
 from learner.durable import replace_durably
 from orchestration.comparison_plan import DEFAULT_ROOT, Plan, from_root, make_plan
 from orchestration.comparison_run import Launcher, LaunchError, LocalLauncher, command, run_tasks
@@ -150,7 +151,7 @@ def _write(
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')}  {redacted(text)}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from configs.files import read_file
 from orchestration.comparison_plan import Judgement, Plan, PlannedRun
 from orchestration.comparison_statistics import Curve
 from orchestration.evaluation import doublings
@@ -21,6 +22,7 @@ from orchestration.plans import settings_digest
 CHANGES = ("success", "coverage", "distinct_solutions", "answer_entropy")
 COSTS = ("updates", "generated_tokens", "env_steps", "wall_s", "rollout_tokens_per_s")
 JUDGED = ("success", "coverage", "distinct_solutions", "answer_entropy", "pass_ratio")
+_MOST_BYTES = 2**28
 JUDGED_BY_K = ("pass_at_k", "first_pass_at_k", "coverage_at_k")
 # Curve -> where its values are: in the evaluations while training, or in the line of each update.
 CURVES = {
@@ -108,8 +110,9 @@ def _figures(summary: Mapping[str, Any], curves: Mapping[str, Curve]) -> Iterato
         if len(pair) == 2:
             yield f"{name}_gain", pair["after"] - pair["before"]
     for when in ("before", "after"):
-        values = summary.get(f"pass_at_k_{when}") or {}
-        yield from _numbers({f"pass_at_{k}_{when}": value for k, value in values.items()})
+        values = summary.get(f"pass_at_k_{when}")
+        if isinstance(values, dict):
+            yield from _numbers({f"pass_at_{k}_{when}": value for k, value in values.items()})
     if entropies := [value for _, value in curves["entropy"]]:
         # One update's entropy is noisy.
         yield "entropy_last_tenth", fmean(entropies[-math.ceil(len(entropies) / 10) :])
@@ -124,14 +127,15 @@ def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> Curve:
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
-        if isinstance(value, int | float) and math.isfinite(value):
+        # Whole numbers that no float holds are none of ours.
+        if isinstance(value, int | float) and -1e300 < value < 1e300:
             yield name, float(value)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = json.loads(read_file(path, _MOST_BYTES).decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{path}: cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise ResultError(f"{path}: an object is expected")

@@ -63,7 +63,10 @@ def states_of(plan: Plan) -> dict[str, State]:
     states: dict[str, State] = {}
     for run in plan.runs:
         folder = RunFolder(run.folder)
-        states[run.name] = _state(folder)
+        try:
+            states[run.name] = _state(folder)
+        except (RunFolderError, OSError) as error:
+            raise ConfigError([*problems, str(error)]) from None
         if states[run.name] in (State.FINISHED, State.RESUMED):
             problems += _other_run(run, folder)
         elif states[run.name] is State.AGAIN and not (folder.config.exists() or (folder.path / ".lock").exists()):

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.schema import RunConfig
+from configs.shown import redacted
 from orchestration.metrics import UpdateMetrics
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -45,8 +46,8 @@ class Console:
         self._last: UpdateMetrics | None = None
 
     def say(self, text: str) -> None:
-        """One line of text, as it is."""
-        self._terminal.print(text, markup=False)
+        """One line of text, as it is but for secrets."""
+        self._terminal.print(redacted(text), markup=False)
 
     def update(self, metrics: UpdateMetrics) -> None:
         """Show an update that is done."""

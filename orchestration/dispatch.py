@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 from actors.receipt import Receipt
 from configs.schema import RunConfig
 from envs.trajectory import Ticket
+from orchestration.fleet import Fleet
 from orchestration.ledger import Ledger, State
 from orchestration.pivot_memory import PivotMemory
-from orchestration.places import Places, RolloutError
-from orchestration.replay_queue import Taken
+from orchestration.replay_buffer import Taken
 from orchestration.sampled import DispatchState, Sampled
 from orchestration.staleness import capacity
+from orchestration.start import RolloutError
 from orchestration.tickets import training_ticket
 
 # Rounds of refills without one group to train on after which the run gives up.
 HOPELESS = 4
+QUEUE_DIED = "its group was lost with the replay queue"
 
 
 class Dispatcher:
     """Keeps every actor's prompts in flight, as many tickets as the lag bound allows; one asyncio task a ticket."""
 
-    def __init__(self, config: RunConfig, actors: Sequence[Any], ledger: Ledger) -> None:
-        self.ledger = ledger
-        self._config = config
-        self._places = Places(config, actors)
+    def __init__(self, config: RunConfig, fleet: Fleet, ledger: Ledger, queue: str = "") -> None:
+        self.ledger, self.queue = ledger, queue  # its name: it has another one after it has died
+        self._config, self._fleet = config, fleet
+        self._dead_queues: set[str] = set()
+        # One at a time: a ticket that kills its actor must not take others' last attempts with it.
+        self._last_attempts = asyncio.Lock()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._next_index = 0
         self._version = 0
@@ -42,7 +46,8 @@ class Dispatcher:
         self._stopped = False
         self._last_cause = ""
         self.sampled = Sampled()
-        self.pivots = PivotMemory(config, self._places.tell)
+        self.pivots = PivotMemory(config, fleet.tell)
+        fleet.on_change = self._issue_more
 
     @property
     def version(self) -> int:
@@ -71,7 +76,7 @@ class Dispatcher:
         # Counted when issued and not when they end, so that at lag 0 it depends on no timing which tickets there are.
         refills = (self._rounds * self._config.grpo.max_refill + max(lag, 0)) * batch
         within_refills = refills - self._settled_since_batch - running
-        for _ in range(min(capacity(self._version, lag, batch, accepted, running, self._places.count), within_refills)):
+        for _ in range(min(capacity(self._version, lag, batch, accepted, running, self._fleet.room), within_refills)):
             ticket = training_ticket(self._config.run.seed, self._next_index, self._config.env.name)
             self._next_index += 1
             self.ledger.issue(ticket, self._version)
@@ -89,10 +94,10 @@ class Dispatcher:
             # Which groups are there when refills are spent depends on timing: without lag the rest is waited for.
             if self._queued and (not self._running or (spent and self._config.queue.max_policy_lag)):
                 return len(self._queued)
-            if not self._running and self._rounds < HOPELESS:
+            if not self._running and self._fleet.room and self._rounds < HOPELESS:
                 self._rounds += 1
                 self.issue()
-            if not self._running:
+            if not self._running and self._fleet.room:
                 raise RolloutError(
                     f"none of the last {self._settled_since_batch} groups can be trained on "
                     f"({self.sampled.without_signal} without signal, {self.sampled.failed} failed); "
@@ -100,6 +105,20 @@ class Dispatcher:
                 )
             self._changed.clear()
             await self._wait_for_change()
+
+    @property
+    def wanted(self) -> frozenset[int]:
+        """Tickets whose groups may be trained on."""
+        return frozenset(self._queued | (set(self._running) - self._ahead))
+
+    def book_lost(self, queue: str, there: Collection[int], dead: Collection[str] = ()) -> None:
+        """A queue died and `queue` took its place: what is queued and not `there` is tried again. dead: others."""
+        self._dead_queues |= {self.queue, *dead} - {queue}
+        self.queue = queue
+        for index in sorted(self._queued.difference(there)):
+            self._queued.remove(index)
+            self._settled_since_batch -= 1
+            self._start(self.ledger.retry(index, QUEUE_DIED))
 
     def book_batch(self, taken: Taken) -> None:
         """The batch is out of the queue: what was too old is stale and is replaced."""
@@ -157,19 +176,30 @@ class Dispatcher:
     async def _follow(self, ticket: Ticket) -> None:
         """One ticket to its end: tried again while it fails, up to rollout.max_attempts."""
         try:
-            receipt = await self._places.sample(ticket)
-            while receipt.state == State.FAILED and receipt.ticket.attempt + 1 < self._config.rollout.max_attempts:
-                self.ledger.retry(ticket.index, receipt.cause)
-                receipt = await self._places.sample(replace(receipt.ticket, attempt=receipt.ticket.attempt + 1))
+            receipt = await self._fleet.sample(ticket)
+            while cause := self._to_be_tried_again(receipt):
+                ticket = self.ledger.retry(ticket.index, cause)
+                last = ticket.attempt + 1 >= self._config.rollout.max_attempts
+                async with self._last_attempts if last and receipt.actor_lost else nullcontext():
+                    receipt = await self._fleet.sample(ticket)
             self._book(receipt)
         except Exception as error:
             self._error = error
         finally:
             del self._running[ticket.index]
-            self._replace_ended()
+            self._issue_more()
             self._changed.set()
 
-    def _replace_ended(self) -> None:
+    def _to_be_tried_again(self, receipt: Receipt) -> str:
+        """Why another attempt is due; empty where none is."""
+        if receipt.ticket.index in self._ahead:
+            return ""  # the group of an earlier attempt has come through
+        if receipt.state == State.QUEUED and receipt.queue in self._dead_queues:
+            return QUEUE_DIED
+        failed = receipt.state == State.FAILED and receipt.ticket.attempt + 1 < self._config.rollout.max_attempts
+        return (receipt.cause or "no cause was given") if failed else ""
+
+    def _issue_more(self) -> None:
         if self._error is None and not self._stopped:
             try:
                 self.issue()
@@ -196,6 +226,6 @@ class Dispatcher:
                 await self._changed.wait()
         except TimeoutError:
             raise RolloutError(
-                f"no ticket ended within {limit_s:g} s (queue.timeout_s): {len(self._running)} in flight on "
-                f"{self._places.actors} actors, {len(self._queued)} groups queued"
+                f"no ticket ended within {limit_s:g} s (queue.timeout_s): {len(self._running)} in flight, rollout "
+                f"actors: {self._fleet}, {len(self._queued)} groups queued"
             ) from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
@@ -13,10 +11,12 @@ from learner.update_sums import UpdateSums
 from orchestration.checkpoints import Checkpoints
 from orchestration.dispatch import Dispatcher
 from orchestration.evaluations import Evaluations
+from orchestration.fleet import Fleet
 from orchestration.learners import Learners
 from orchestration.nonfinite import NonfiniteGuard
+from orchestration.queue_client import QueueClient
 from orchestration.recorder import Recorder
-from orchestration.replay_queue import QueueError, Taken
+from orchestration.replay_buffer import Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,9 @@ class Driver:
     config: RunConfig
     checkpoints: Checkpoints
     dispatcher: Dispatcher
-    replay: Any  # handle of the ReplayQueue
+    replay: QueueClient
     learners: Learners
+    fleet: Fleet
     recorder: Recorder
     nonfinite: NonfiniteGuard
     evaluations: Evaluations
@@ -38,7 +39,7 @@ class Driver:
             with self.recorder.learner_waits():
                 taken, payloads = await self._next_batch(version)
             sums = await self._learn(version + 1, taken, payloads)
-            sync = await self.learners.broadcast()
+            sync = await self.fleet.sync()
             await self.dispatcher.pivots.advance(version + 1)
             self.dispatcher.advance(version + 1)
             await self.recorder.record(version + 1, taken, sums, sync, payloads)
@@ -54,19 +55,19 @@ class Driver:
         """
         while True:
             size = await self.dispatcher.batch_ready()
-            answer = self.replay.take.options(num_returns=2).remote(size, version)
-            taken = await self._taken(answer[0])
+            taken, payloads = await self.replay.take(size, version, self.dispatcher.wanted)
+            if taken.queue != self.dispatcher.queue:
+                await self._book_lost(taken)
             self.dispatcher.book_batch(taken)
             if taken.fresh:
-                return taken, answer[1]
+                return taken, payloads
 
-    async def _taken(self, answer: ray.ObjectRef) -> Taken:
-        limit_s = self.config.queue.timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await answer
-        except TimeoutError:
-            raise QueueError(f"the replay queue gave no batch within {limit_s:g} s (queue.timeout_s)") from None
+    async def _book_lost(self, taken: Taken) -> None:
+        """The replay queue has died: what it held is sampled again, except what its successor has got meanwhile."""
+        name, there = await self.replay.contents()
+        there += [header.index for header in (*taken.fresh, *taken.stale)]
+        self.dispatcher.book_lost(name, there, [taken.queue])
+        self.recorder.warn("the replay queue died and was started again: the groups it held are sampled again")
 
     async def _learn(self, update: int, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
         sums = await self.learners.update(payloads)

@@ -20,6 +20,7 @@ from rich.console import Console as Terminal
 
 from configs.load import ConfigError, load_config
 from configs.schema import RunConfig
+from configs.shown import redacted
 from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail
 from orchestration.plans import Mode, Plan, plan_of
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = _output(arguments.output, config, arguments.config.stem, arguments.mode)
     except ConfigError as error:
         return fail(error, BAD_INPUT)
-    command = shlex.join(["python", "-m", "orchestration.evaluate", *given])
+    command = redacted(shlex.join(["python", "-m", "orchestration.evaluate", *given]))
     return _judge(config, policies, arguments.mode, arguments.samples, output, command)
 
 

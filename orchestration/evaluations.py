@@ -10,7 +10,7 @@ from typing import Any
 from configs.schema import RunConfig
 from learner.durable import replace_durably
 from orchestration.evaluation import Evaluation
-from orchestration.held_out import evaluate
+from orchestration.held_out import Lanes, evaluate
 from orchestration.metrics import read_metrics
 from orchestration.recorder import Recorder
 from orchestration.run_folder import RunFolder
@@ -32,11 +32,11 @@ class EvaluationLine:
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """Evaluates under the plain prompt and keeps the log; `actors`: handles of the rollout actors."""
+    """Evaluates under the plain prompt and keeps the log."""
 
     config: RunConfig
     folder: RunFolder
-    actors: Sequence[Any]
+    actors: Lanes
     recorder: Recorder
     say: Callable[[str], None]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
+
+from ray.exceptions import RayError
 
 from configs.environments import EnvSettings
 from configs.schema import RunConfig
@@ -22,7 +25,17 @@ TICKETS_PER_CALL = 16
 LISTS_PER_CALL = 64
 
 
-async def evaluate(config: RunConfig, actors: Sequence[Any]) -> Evaluation:
+class Lanes(Protocol):
+    """The actors that can be asked, by number; one that fails is left out, and its episodes go to the others."""
+
+    async def there(self) -> Mapping[int, Any]:
+        """Handles of those who can be asked now, at least one. Raises what the run raises when there is none."""
+
+    def lost(self, number: int, error: RayError) -> None:
+        """This actor failed."""
+
+
+async def evaluate(config: RunConfig, actors: Lanes) -> Evaluation:
     """All held-out episodes under the plain prompt, whatever the sampler. Raises EvaluationError."""
     payloads = await sample(config, actors, Plan(config.eval.samples))
     groups = [decode_group(data) for data in payloads]
@@ -31,29 +44,36 @@ async def evaluate(config: RunConfig, actors: Sequence[Any]) -> Evaluation:
 
 
 async def sample(
-    config: RunConfig, actors: Sequence[Any], plan: Plan, told: Callable[[int, int], None] = lambda *_: None
+    config: RunConfig, actors: Lanes, plan: Plan, told: Callable[[int, int], None] = lambda *_: None
 ) -> list[bytes]:
-    """Encoded groups of all held-out episodes, sampled on all actors; told: of groups done, out of how many.
+    """Encoded groups of all held-out episodes, in their order; told: of groups done, out of how many.
 
     Raises EvaluationError naming the actor that takes longer than eval.timeout_s for an answer.
     """
     tickets = list_tickets(config, plan.lists)
     size = TICKETS_PER_CALL if plan.settings is None else LISTS_PER_CALL
     chunks = [tickets[i : i + size] for i in range(0, len(tickets), size)]
-    done: list[list[bytes]] = [[] for _ in actors]
+    waiting, done = deque(range(len(chunks))), dict[int, list[bytes]]()
 
-    async def lane(number: int) -> None:
-        for chunk in chunks[number :: len(actors)]:
-            done[number] += await _answer(config, number, actors[number], chunk, plan)
-            told(sum(map(len, done)), len(tickets))
+    async def lane(number: int, actor: Any) -> None:
+        while waiting:
+            chunk = waiting.popleft()
+            try:
+                done[chunk] = await _answer(config, number, actor, chunks[chunk], plan)
+            except RayError as error:
+                waiting.append(chunk)
+                actors.lost(number, error)
+                return
+            told(sum(map(len, done.values())), len(tickets))
 
-    lanes = [asyncio.create_task(lane(i)) for i in range(len(actors))]
-    try:
-        await asyncio.gather(*lanes)
-    finally:
-        for task in lanes:
-            task.cancel()
-    return [data for one in done for data in one]
+    while len(done) < len(chunks):
+        lanes = [asyncio.create_task(lane(*one)) for one in (await actors.there()).items()]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for task in lanes:
+                task.cancel()
+    return [data for chunk in sorted(done) for data in done[chunk]]
 
 
 def list_tickets(config: RunConfig, lists: int) -> list[Ticket]:

@@ -15,11 +15,13 @@ from configs.schema import RunConfig
 from envs.codec import decode_group
 from orchestration import cluster
 from orchestration.evaluation import held_out
+from orchestration.fleet import Fleet
 from orchestration.held_out import sample, target_count
 from orchestration.judgement import Judgement, judge
+from orchestration.learners import Learners
 from orchestration.plans import Plan
 from orchestration.policy import PolicyError, ensure_policy, policy_digest
-from orchestration.session import actors_ready, joined_cluster
+from orchestration.session import joined_cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,23 @@ def _judge(
     say(f"judging {policy.name}: {policy.config.eval.episodes} held-out episodes, {plan} of each")
     actors = cluster.spawn(
         RolloutActor, role, 0, group, cluster.engine_env(policy.config),
-        [(policy.config, str(folder), i, None) for i in range(role.count)],
+        [(policy.config, str(folder), i, None) for i in range(role.count)], restarts=True,
     )  # fmt: skip
 
     async def sampled() -> tuple[list[bytes], float]:
-        await actors_ready(policy.config, actors)
-        began = time.monotonic()
-        with terminal.status("") as status:
-            payloads = await sample(
-                policy.config, actors, plan,
-                lambda done, of: status.update(f"{policy.name}: {done} of {of} groups sampled"),
-            )  # fmt: skip
-        return payloads, began
+        fleet = Fleet(policy.config, Learners(policy.config, ()), actors, say)
+        try:
+            await fleet.start()
+            fleet.watch()
+            began = time.monotonic()
+            with terminal.status("") as status:
+                payloads = await sample(
+                    policy.config, fleet, plan,
+                    lambda done, of: status.update(f"{policy.name}: {done} of {of} groups sampled"),
+                )  # fmt: skip
+            return payloads, began
+        finally:
+            await fleet.close()
 
     try:
         payloads, began = asyncio.run(sampled())
@@ -105,7 +112,10 @@ def _judge(
 
 
 def _left_by_run(path: str) -> str:
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:
+        raise PolicyError(f"--policy {path}: {error}") from error
     if (folder / "config.yaml").is_file() and not (folder / "config.json").exists():
         if not (folder / "policy").is_dir():
             raise PolicyError(f"--policy {path}: the run has left no policy/ yet")

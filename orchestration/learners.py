@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -11,59 +11,78 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from configs.schema import RunConfig
+from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums, add_up
-from orchestration.cluster import cause_of
+from orchestration.cluster import cause_of, end
 
 
 class LearnerError(RuntimeError):
     """The learner cannot go on; names the rank or what it was asked."""
 
 
+class DivergedError(LearnerError):
+    """The policy has no finite loss any more; the same would come of the same checkpoint."""
+
+
 class Learners:
+    """version: of the policy the ranks hold. Calls that come while another is under way wait for its end."""
+
     def __init__(self, config: RunConfig, ranks: Sequence[ActorHandle]) -> None:
         self._config, self._ranks = config, ranks
-        self._version = 0
+        self._turn = asyncio.Lock()
+        self.version = 0
 
     @property
     def count(self) -> int:
         return len(self._ranks)
+
+    def replace(self, ranks: Sequence[ActorHandle]) -> None:
+        """Go on with new processes, once `start` and `load` were called; the old ones are ended."""
+        end(self._ranks)
+        self._ranks, self._turn = ranks, asyncio.Lock()
 
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
         address, port = await self._within("find a port", self._one(0, "address"))
         return int((await self._all("start", address, port))[0])
 
-    async def connect(self, actors: Sequence[ActorHandle]) -> None:
-        """Open the weight group with these actors, whoever was in it before, and send them the weights as they are."""
-        address, port = await self._within("find a port", self._one(0, "address"))
-        await self._all("connect", list(actors), address, port)
-        await self.broadcast()
-
     async def update(self, payloads: ray.ObjectRef) -> UpdateSums:
         """One update on a batch of encoded groups; the batch itself does not pass through the driver."""
-        sums = add_up(await self._all("update", payloads))
-        self._version += 1
-        return sums
+        async with self._turn:
+            sums = add_up(await self._all("update", payloads))
+            self.version += 1
+            return sums
 
     async def score(self, payloads: Sequence[bytes]) -> UpdateSums:
         """Engine against learner log-probs of groups that were sampled under the learner's own version."""
-        return add_up(await self._all("score", ray.put(list(payloads))))
+        async with self._turn:
+            return add_up(await self._all("score", ray.put(list(payloads))))
 
-    async def broadcast(self) -> SyncTimes:
-        """Give every actor the learner's weights."""
-        times: SyncTimes = (await self._all("broadcast", self._version))[0]
-        return times
+    async def give(self, actors: Mapping[int, ActorHandle], *, anew: bool) -> SyncTimes:
+        """Send these actors the weights as they are. anew: open the weight group with them first, whoever was in it.
+
+        Raises WeightTransferError with the numbers of actors that are late or fail: the ranks are as they were.
+        """
+        async with self._turn:
+            if anew:
+                address, port = await self._within("find a port", self._one(0, "address"))
+                await self._all("connect", dict(actors), address, port)
+            times: SyncTimes = (await self._all("broadcast", self.version))[0]
+            return times
 
     async def save(self, folder: str) -> None:
-        await self._all("save", folder)
+        async with self._turn:
+            await self._all("save", folder)
 
     async def load(self, folder: str) -> None:
         """Go on from what `save` wrote, whatever the number of ranks then."""
-        self._version = int((await self._all("load", folder))[0])
+        async with self._turn:
+            self.version = int((await self._all("load", folder))[0])
 
     async def export(self, folder: str) -> None:
-        await self._all("export", folder)
+        async with self._turn:
+            await self._all("export", folder)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         calls = [self._one(i, method, *arguments) for i in range(self.count)]
@@ -72,6 +91,8 @@ class Learners:
     async def _one(self, rank: int, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._ranks[rank], method).remote(*arguments)
+        except WeightTransferError:
+            raise  # the actors' trouble, not the rank's
         except RayError as error:
             raise LearnerError(f"learner rank {rank} failed in {method}: {cause_of(error)}") from error
 

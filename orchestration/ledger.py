@@ -1,7 +1,7 @@
 """Every ticket's fate, in one SQLite file of the run: issued once, ended once.
 
     in_flight -> queued | filtered | stale | failed | cancelled
-    queued    -> trained | stale | filtered | cancelled
+    queued    -> trained | stale | filtered | cancelled | in_flight (its group was lost with the queue)
 
 The other states are final. The number of tickets issued is counted apart from the rows, so that the balance
 `issued == trained + filtered + stale + failed + cancelled + queued + in_flight` can fail when something is lost.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from configs.shown import safe
 from envs.trajectory import Ticket
 
 
@@ -105,6 +106,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if path.exists() and not path.is_file():
+            raise LedgerError(f"{path}: no ledger: it is no file")  # SQLite would wait for a pipe's other end
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -127,22 +130,28 @@ class Ledger:
                 ) from error
             self._db.execute("UPDATE totals SET issued = issued + 1")
 
-    def retry(self, index: int, cause: str) -> None:
-        """Count another attempt of a ticket in flight. Raises LedgerError where it is not."""
+    def retry(self, index: int, cause: str) -> Ticket:
+        """Another attempt of a ticket in flight, or of one whose group was lost with the queue; it is in flight again.
+
+        Raises LedgerError where it is neither.
+        """
         with self._transaction():
             changed = self._db.execute(
-                "UPDATE tickets SET attempts = attempts + 1, reason = ?, moved_at = ? WHERE ticket = ? AND state = ?",
-                (cause, time.time(), index, State.IN_FLIGHT),
-            )
-            if not changed.rowcount:
+                "UPDATE tickets SET attempts = attempts + 1, state = ?, reason = ?, moved_at = ? "
+                "WHERE ticket = ? AND state IN (?, ?) RETURNING env, seed, attempts",
+                (State.IN_FLIGHT, safe(cause), time.time(), index, State.IN_FLIGHT, State.QUEUED),
+            ).fetchone()
+            if changed is None:
                 raise LedgerError(f"ticket {index} cannot be tried again: it is {self._state(index)}")
+        env, seed, attempts = changed
+        return Ticket(index, env, seed, attempts - 1)
 
     def move(self, indices: Sequence[int], state: State, reason: str = "") -> None:
         """Move tickets to `state`, all or none. Raises LedgerError with the first that may not go there."""
         origins = _REACHED_FROM[state]
         marks = ", ".join("?" * len(origins))
         statement = f"UPDATE tickets SET state = ?, reason = ?, moved_at = ? WHERE ticket = ? AND state IN ({marks})"
-        now = time.time()
+        now, reason = time.time(), safe(reason)
         with self._transaction():
             for index in indices:
                 if not self._db.execute(statement, (state, reason, now, index, *origins)).rowcount:

@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from configs.files import open_file
 from configs.schema import RunConfig
 from learner.durable import replace_durably
+
+_LONGEST_LINE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,18 +239,26 @@ def metric_problems(config: RunConfig) -> list[str]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The finished lines in the order of their updates; of an update done again after a resume the last line counts.
 
-    Raises FileNotFoundError, and ValueError naming the line that is no JSON object with an `update`.
+    Raises OSError, and ValueError naming the line that is no JSON object with an `update`.
     """
     lines: dict[int, dict[str, Any]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not text.endswith("\n"):
-            break
-        try:
-            line = json.loads(text)
-            lines[int(line["update"])] = line
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: line {number} is no line of metrics: {error}") from error
+    with open_file(path) as file:
+        for number, text in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+            if not text.endswith(b"\n") and len(text) < _LONGEST_LINE:
+                break
+            try:
+                line = json.loads(text.decode())
+                lines[_update_of(line)] = line
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ValueError(f"{path}: line {number} is no line of metrics: {error}") from error
     return [lines[update] for update in sorted(lines)]
+
+
+def _update_of(line: Any) -> int:
+    update = line["update"]
+    if type(update) is not int or not 0 <= update < 2**53:
+        raise ValueError(f"update {update!r:.40}")
+    return update
 
 
 def write_summary(path: Path, summary: Summary) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import msgpack
 
+from configs.files import read_file
+from envs.codec import read_messages
 from learner.durable import replace_durably
 from learner.update_sums import UpdateSums
-from orchestration.learners import LearnerError
+from orchestration.learners import DivergedError
 
 
 class NonfiniteGuard:
@@ -32,7 +34,7 @@ class NonfiniteGuard:
         path = self._folder / f"update-{update:06d}.msgpack"
         await asyncio.to_thread(_write, path, groups)
         if self.in_a_row >= self._limit:
-            raise LearnerError(
+            raise DivergedError(
                 f"{self.in_a_row} updates in a row without a finite loss and gradient (optim.max_nonfinite): the "
                 f"weights are as they were before; look at the batches in {self._folder}, lower optim.lr, or go on "
                 "from an earlier checkpoint"
@@ -41,9 +43,8 @@ class NonfiniteGuard:
 
 
 def read_batch(path: Path) -> list[bytes]:
-    """The encoded groups of a kept batch, for `envs.codec.decode_group`."""
-    groups: list[bytes] = msgpack.unpackb(path.read_bytes())
-    return groups
+    """The encoded groups of a kept batch, for `envs.codec.decode_group`. Raises OSError or CodecError."""
+    return read_messages(read_file(path, 2**34))
 
 
 def _write(path: Path, groups: Sequence[bytes]) -> None:

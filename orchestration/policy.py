@@ -7,17 +7,23 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from configs.files import read_file
 from configs.schema import RunConfig
 from configs.seeds import FIRST_DEMONSTRATION_SEED
+from configs.shown import safe
 from envs.base import Failure
 from envs.demonstrations import demonstrate
 from envs.protocol import tags
 from envs.registry import make_env, make_script, source_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Weights as pickles, of which loading one can run anything; and other forms that are not loaded here.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_MOST_SETTINGS_BYTES = 2**24  # of a model's JSON files
 # Files of a policy's folder that say what it is: configuration, tokenizer, chat template, weights.
 LOADED = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 SOURCES = Path(__file__).resolve().parent.parent
@@ -27,6 +33,9 @@ SHARED_SOURCES = ("envs/base.py", "envs/protocol.py", "envs/demonstrations.py", 
 
 class PolicyError(ValueError):
     """The policy cannot be had; one line that names the setting at fault."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(safe(message))
 
 
 def ensure_policy(config: RunConfig, say: Callable[[str], None]) -> Path:
@@ -61,21 +70,71 @@ def policy_digest(policy: Path) -> str:
 
 
 def _model_folder(key: str, path: str) -> Path:
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:  # nobody has the home that `~name` stands for
+        raise PolicyError(f"{key}: {path}: {error}") from error
     if not folder.is_dir():
         if HUB_ID.fullmatch(path):
             return Path(path)
         raise PolicyError(f"{key}: {path} is not a folder, nor a hub id (owner/name)")
     if not (folder / "config.json").is_file():
         raise PolicyError(f"{key}: {path} holds no model in Hugging Face format (no config.json)")
+    _check_weights(key, folder)
+    _check_code(key, folder)
     return folder
+
+
+def _check_weights(key: str, folder: Path) -> None:
+    """Raises PolicyError unless there are weights as safetensors. What else there is is never loaded."""
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise PolicyError(f"{key}: {folder} cannot be read: {error.strerror}") from error
+    if any(file.suffix == ".safetensors" for file in files):
+        return
+    pickled = [file.name for file in files if file.suffix in PICKLED]
+    if pickled:
+        raise PolicyError(
+            f"{key}: {folder} holds its weights as {pickled[0]}, a pickle, which can run code when it is loaded: only "
+            "*.safetensors are read: convert it where you trust it, with save_pretrained of transformers"
+        )
+    raise PolicyError(f"{key}: {folder} holds no weights (*.safetensors)")
+
+
+def _check_code(key: str, folder: Path) -> None:
+    """Raises PolicyError for a model of a type that only code of its own knows."""
+    settings = _settings_in(key, folder / "config.json")
+    if "auto_map" not in settings:
+        return
+    # Imported here: it takes a second.
+    from transformers import CONFIG_MAPPING
+
+    if str(settings.get("model_type")) not in CONFIG_MAPPING:
+        raise PolicyError(
+            f"{key}: {folder} brings code of its own (auto_map in config.json), which is never run, and transformers "
+            f"does not know its type {settings.get('model_type')!r:.60}: use a model it knows"
+        )
+
+
+def _settings_in(key: str, path: Path) -> dict[str, Any]:
+    """A model's JSON file. Raises PolicyError."""
+    try:
+        settings = json.loads(read_file(path, _MOST_SETTINGS_BYTES).decode())
+    except OSError as error:
+        raise PolicyError(f"{key}: {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{key}: {path} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise PolicyError(f"{key}: {path}: an object is expected")
+    return settings
 
 
 def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    return settings.exists() and bool(_settings_in("model.path", settings).get("chat_template"))
 
 
 def _key(config: RunConfig) -> str:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import nan
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.actor import ActorHandle
 
-from actors.engine import EngineClock
 from configs.schema import RunConfig
 from learner.durable import replace_durably
 from learner.sync_times import SyncTimes
@@ -22,17 +19,15 @@ from learner.update_sums import UpdateSums
 from orchestration.budget import beyond_bound, is_over, is_stopped
 from orchestration.console import Console
 from orchestration.dispatch import Dispatcher
-from orchestration.engine_marks import evaluation_share, moved_on, tokens_between
+from orchestration.engine_marks import Clocks, evaluation_share, idle_between, moved_on, tokens_between
 from orchestration.evaluation import Evaluation, gain_interval
+from orchestration.fleet import Fleet
 from orchestration.learners import Learners
 from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, write_summary
-from orchestration.places import RolloutError
-from orchestration.replay_queue import Depth, Taken
+from orchestration.queue_client import QueueClient
+from orchestration.replay_buffer import Depth, Taken
 from orchestration.run_folder import RunFolder
 from orchestration.totals import RecorderState, Spans, Totals, Unrecorded
-
-if TYPE_CHECKING:
-    from orchestration.session import Processes
 
 
 class Recorder:
@@ -42,13 +37,13 @@ class Recorder:
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, console: Console, processes: Processes, learners: Learners,
-        dispatcher: Dispatcher, began: float, state: RecorderState | None = None,
+        self, config: RunConfig, folder: RunFolder, console: Console, fleet: Fleet, replay: QueueClient,
+        learners: Learners, dispatcher: Dispatcher, began: float, state: RecorderState | None = None,
     ) -> None:  # fmt: skip
         self._config, self._folder, self._console = config, folder, console
         # A resumed run's clock goes on where the checkpoint was made.
         self._began = began - (state.elapsed_s if state is not None else 0.0)
-        self._processes, self._learners, self._dispatcher = processes, learners, dispatcher
+        self._fleet, self._replay, self._learners, self._dispatcher = fleet, replay, learners, dispatcher
         self._log = MetricsLog(folder.metrics)
         self._totals = replace(state.totals) if state is not None else Totals()
         self._totals.beyond_stop, self._totals.stop = self._totals.beyond(config.run.stop), config.run.stop
@@ -58,7 +53,7 @@ class Recorder:
         self._waits_s = self._earlier.learner_waits_s
         self._evaluation_tokens = 0  # since the update before
         self._last = time.monotonic()
-        self._clocks: list[EngineClock] = []
+        self._clocks: Clocks = {}
 
     @property
     def totals(self) -> Totals:
@@ -77,7 +72,7 @@ class Recorder:
 
     async def begin(self) -> None:
         """Training begins now: what came before is start-up."""
-        self._clocks = await self._read_clocks()
+        self._clocks = await self._fleet.clocks()
         self._last = time.monotonic() - self._earlier.wall_s
 
     @contextmanager
@@ -91,10 +86,10 @@ class Recorder:
         self, update: int, taken: Taken, sums: UpdateSums, sync: SyncTimes, payloads: ray.ObjectRef
     ) -> None:
         """Write and show one update; keep a sample of its groups where due."""
-        clocks, depth = await asyncio.gather(self._read_clocks(), self._read_depth())
+        clocks, depth = await asyncio.gather(self._fleet.clocks(), self._replay.depth())
         now = time.monotonic()
-        tokens = self._earlier.tokens + tokens_between(self._clocks, clocks) - self._evaluation_tokens
-        spans = Spans(now - self._last, self._waits_s, self._idle_s(clocks), sync, tokens)
+        tokens = self._earlier.tokens + max(0, tokens_between(self._clocks, clocks) - self._evaluation_tokens)
+        spans = Spans(now - self._last, self._waits_s, idle_between(self._clocks, clocks), sync, tokens)
         self._last, self._waits_s, self._clocks, self._evaluation_tokens = now, 0.0, clocks, 0
         self._earlier = Unrecorded()
         metrics = self._metrics(update, taken, sums, depth, spans)
@@ -110,9 +105,9 @@ class Recorder:
 
     async def beside_training(self, evaluating: Awaitable[Evaluation]) -> Evaluation:
         """Wait for an evaluation: neither its tokens nor its share of the time count as training's."""
-        began, before = time.monotonic(), await self._read_clocks()
+        began, before = time.monotonic(), await self._fleet.clocks()
         evaluation = await evaluating
-        after = await self._read_clocks()
+        after = await self._fleet.clocks()
         share, seconds = evaluation_share(before, after, evaluation.sampled_tokens), time.monotonic() - began
         self._last += share * seconds
         if self.last is not None and self.last.queue_groups < self._config.grpo.groups_per_update:
@@ -246,25 +241,3 @@ class Recorder:
 
     def _keep_sample(self, update: int, data: bytes) -> None:
         replace_durably(self._folder.samples / f"update-{update:06d}.msgpack", data)
-
-    def _idle_s(self, clocks: Sequence[EngineClock]) -> float:
-        """Seconds since the last reading in which an engine neither stepped nor was paused for weights; mean."""
-        gaps = [
-            (new.up_s - old.up_s) - (new.busy_s - old.busy_s) - (new.paused_s - old.paused_s)
-            for new, old in zip(clocks, self._clocks, strict=True)
-        ]
-        return max(fmean(gaps), 0.0)
-
-    async def _read_clocks(self) -> list[EngineClock]:
-        return await self._ask(self._processes.actors, "clock")
-
-    async def _read_depth(self) -> Depth:
-        return (await self._ask([self._processes.replay], "depth"))[0]
-
-    async def _ask(self, handles: Sequence[ActorHandle], method: str) -> list[Any]:
-        limit_s = self._config.sync.timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return [await call for call in [getattr(handle, method).remote() for handle in handles]]
-        except TimeoutError:
-            raise RolloutError(f"an actor did not tell its {method} within {limit_s:g} s (sync.timeout_s)") from None

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from configs.shown import redacted
 from learner.durable import replace_durably
 from orchestration.metrics import read_metrics
 from orchestration.report_curves import STYLE as CURVES_STYLE
@@ -78,7 +79,7 @@ def write_report(run_folder: Path) -> Path:
             f"<h2>Curves</h2>{curves(lines, evaluations)}",
             f"<h2>Tickets</h2>{_tickets(summary)}",
             '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
-            f"<pre>{escape(config)}</pre></details>",
+            f"<pre>{escape(redacted(config))}</pre></details>",
         )
     )
     path = run_folder / "report.html"

@@ -10,9 +10,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from configs.files import open_file
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
+from configs.shown import one_line
 from learner.durable import partial_of, rename_durably, replace_durably, sync
 from orchestration import evaluations
 from orchestration.budget import is_spent, is_stopped
@@ -61,6 +64,14 @@ def resume_point(path: Path, overrides: Sequence[str], config_path: Path | None)
         raise
 
 
+def point_in(folder: RunFolder, config: RunConfig) -> ResumePoint:
+    """The latest checkpoint of the run that this process works on. Raises as `resume_point`, but for the lock."""
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None:
+        raise ResumeError(f"{folder.path} has none (checkpoint.every)")
+    return _point(folder, config, checkpoint)
+
+
 def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path | None) -> ResumePoint:
     saved, config = load_config(folder.config, ()), load_config(folder.config, overrides)
     if config_path is not None and (others := different(load_config(config_path, overrides), config)):
@@ -73,11 +84,21 @@ def _resume_point(folder: RunFolder, overrides: Sequence[str], config_path: Path
         raise ResumeError(
             f"{fixed[0]} cannot be changed when a run is resumed: start a new run, with model.path=RUN/policy"
         )
-    checkpoint = folder.latest_checkpoint()
+    try:
+        checkpoint = folder.latest_checkpoint()
+    except OSError as error:
+        raise ResumeError(
+            f"{error.filename} cannot be read: {error.strerror}: write a checkpoint's name there"
+        ) from None
     if checkpoint is None:
         raise ResumeError(
             f"{folder.path} has no checkpoint to go on from (checkpoint.every): start the run anew under another name"
         )
+    return _point(folder, config, checkpoint)
+
+
+def _point(folder: RunFolder, config: RunConfig, checkpoint: Path) -> ResumePoint:
+    """Everything a run goes on with, checked."""
     state = read_state(checkpoint)
     _check_updates(folder, config, state)
     _check_metrics(folder, state)
@@ -172,6 +193,8 @@ def _check_evaluations(folder: RunFolder) -> None:
 def _check_metrics(folder: RunFolder, state: RunState) -> None:
     """Raises ResumeError when lines that were there at the checkpoint are not there any more."""
     recorded = state.recorder.metrics_bytes
+    if recorded < 0:
+        raise ResumeError(f"{folder.path}: the checkpoint's recorder.metrics_bytes is {recorded}: go on from another")
     if not folder.metrics.is_file():
         raise ResumeError(f"{folder.metrics} is missing ({recorded} bytes at the checkpoint): put it back")
     if folder.metrics.stat().st_size < recorded:
@@ -181,12 +204,18 @@ def _check_metrics(folder: RunFolder, state: RunState) -> None:
 def _counts(ledger: Path) -> dict[str, int]:
     """State -> tickets, of a checkpoint's ledger, which is only read. Raises ResumeError when it is damaged."""
     try:
-        with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as db:
+        open_file(ledger).close()  # SQLite waits for a pipe's other end, and cannot be interrupted
+        # Quoted, as ? and % have a meaning there.
+        with closing(sqlite3.connect(f"file:{quote(str(ledger))}?mode=ro", uri=True)) as db:
+            db.execute("PRAGMA trusted_schema = OFF")
             (health,) = db.execute("PRAGMA quick_check").fetchone()
             if health != "ok":
                 raise ResumeError(f"{ledger}: damaged: {health}")
-            return dict(db.execute("SELECT state, COUNT(*) FROM tickets GROUP BY state"))
-    except sqlite3.Error as error:
+            counts = dict(db.execute("SELECT state, COUNT(*) FROM tickets GROUP BY state"))
+            if strange := [state for state in counts if state not in tuple(State)]:
+                raise ResumeError(f"{ledger}: damaged: a ticket is {one_line(strange[0], 40)!r}")
+            return counts
+    except (OSError, sqlite3.Error) as error:
         raise ResumeError(f"{ledger}: damaged: {error}") from error
 
 

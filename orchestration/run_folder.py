@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from configs.files import read_file
 from configs.schema import RunSettings
+from configs.shown import one_line
 from learner.durable import partial_of, rename_durably, replace_durably, sync
+
+_CHECKPOINT = re.compile(r"step-[0-9]{6,12}")
 
 
 class RunFolderError(ValueError):
@@ -33,13 +38,17 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.policy = path / "policy"
         self.nonfinite = path / "nonfinite"
+        self.stacks = path / "stacks"
         self._lock: int | None = None
 
     @classmethod
     def reserve(cls, settings: RunSettings, config_name: str) -> RunFolder:
         """Make the folder. Raises RunFolderError when it exists or cannot be written."""
         name = settings.name or f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        path = Path(settings.root).expanduser().resolve() / name
+        try:
+            path = Path(settings.root).expanduser().resolve() / name
+        except (RuntimeError, ValueError, OSError) as error:  # links in a circle, nobody's home, a null character
+            raise RunFolderError(f"run.root: {one_line(settings.root)} is no folder: {one_line(error)}") from None
         try:
             path.mkdir(parents=True, exist_ok=False)
         except FileExistsError:
@@ -59,16 +68,22 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """A folder that a run has left. Raises RunFolderError when it is none, or another process works in it."""
-        folder = cls(path.expanduser().resolve())
-        if not folder.config.is_file():
-            raise RunFolderError(f"--resume: {folder.path} is no run's folder: it has no config.yaml")
-        folder.lock()
+        try:
+            folder = cls(path.expanduser().resolve())
+            if not folder.config.is_file():
+                raise RunFolderError(f"--resume: {folder.path} is no run's folder: it has no config.yaml")
+            folder.lock()
+        except RunFolderError:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunFolderError(f"--resume: {one_line(path)} cannot be used: {one_line(error)}") from None
         return folder
 
     def lock(self) -> None:
         """Held until the process ends, however it ends. Raises RunFolderError when another process holds it."""
         path = self.path / ".lock"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # Never through a link: what it leads to would be emptied below.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,11 +144,14 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole; None before the first."""
+        """The newest checkpoint that is whole; None before the first. Raises OSError; RunFolderError for no name."""
+        latest = self.checkpoints / "latest"
         try:
-            name = (self.checkpoints / "latest").read_text(encoding="utf-8").strip()
+            name = read_file(latest, 100).decode(errors="replace").strip()
         except FileNotFoundError:
             return None
+        if not _CHECKPOINT.fullmatch(name):
+            raise RunFolderError(f"{latest} names no checkpoint but {one_line(name)!r}: write one such as step-000100")
         return self.checkpoints / name
 
     def point_to(self, checkpoint: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,30 +17,27 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.rollout_actor import RolloutActor
-from configs.load import to_yaml
 from configs.schema import RunConfig
-from learner.durable import replace_durably
 from learner.rank import LearnerRank
 from orchestration import cluster
-from orchestration.budget import is_spent
-from orchestration.checkpoints import LEARNER, CheckpointError, Checkpoints, export_policy
+from orchestration.checkpoints import LEARNER, CheckpointError
 from orchestration.cluster import ClusterError
 from orchestration.console import Console
-from orchestration.dispatch import Dispatcher
-from orchestration.driver import Driver
+from orchestration.elastic import Elastic, NewActor
 from orchestration.evaluation import Evaluation, EvaluationError
-from orchestration.evaluations import Evaluations
+from orchestration.fleet import Fleet
 from orchestration.held_out import evaluate
 from orchestration.learners import LearnerError, Learners
-from orchestration.ledger import Ledger, LedgerError
-from orchestration.nonfinite import NonfiniteGuard
-from orchestration.places import RolloutError
+from orchestration.ledger import LedgerError
 from orchestration.policy import PolicyError, ensure_policy, policy_digest
-from orchestration.recorder import Recorder
-from orchestration.replay_queue import QueueError, ReplayQueue
+from orchestration.queue_client import QueueClient
+from orchestration.replay_buffer import QueueError
+from orchestration.replay_queue import ReplayQueue
 from orchestration.report import write_report
-from orchestration.resume import ResumeError, ResumePoint, check_policy, roll_back
+from orchestration.resume import ResumeError, ResumePoint, check_policy
 from orchestration.run_folder import RunFolder, RunFolderError
+from orchestration.start import RolloutError
+from orchestration.training import Training
 
 START_ERRORS = (ClusterError, PolicyError, RunFolderError, ResumeError)
 RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationError, CheckpointError, RayError, OSError)
@@ -47,11 +45,16 @@ RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationErr
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The handles of everything that runs beside the driver."""
+    """The handles of everything that runs beside the driver.
+
+    new_ranks: starts the learner's processes once more. new_actor: starts another rollout actor.
+    """
 
     replay: ActorHandle
     actors: list[ActorHandle]
     ranks: list[ActorHandle]
+    new_ranks: Callable[[], list[ActorHandle]]
+    new_actor: NewActor
 
 
 def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None = None) -> None:
@@ -68,7 +71,7 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
                 digest = policy_digest(policy)
                 if resume is not None:
                     check_policy(resume, str(policy), digest)
-                processes = spawn_processes(config, str(policy), group)
+                processes = spawn_processes(config, str(policy), group, str(folder.stacks))
                 asyncio.run(_run(config, folder, processes, console, began, resume, digest))
     except BaseException:
         if not folder.config.exists():
@@ -98,20 +101,38 @@ def joined_cluster(
         ray.shutdown()
 
 
-def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGroup) -> Processes:
-    """Start queue, learner ranks and rollout actors; they come up side by side."""
+def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGroup, stacks: str = "") -> Processes:
+    """Start queue, learner ranks and rollout actors; they come up side by side.
+
+    stacks: folder for what those that hang were doing.
+    """
     learner_role, actor_role = cluster.roles(config)
     replay: Any = ray.remote(ReplayQueue)
-    replay = replay.options(name=f"replay queue ({os.getpid()})", num_cpus=0).remote(config.queue)
-    ranks = cluster.spawn(
-        LearnerRank, learner_role, 0, group, cluster.learner_env(config),
-        [(config, policy, i) for i in range(learner_role.count)],
-    )  # fmt: skip
+    replay = replay.options(name=f"replay queue ({os.getpid()})", num_cpus=0, max_restarts=-1).remote(config.queue)
+    lives = itertools.count()
+
+    def new_ranks() -> list[ActorHandle]:
+        return cluster.spawn(
+            LearnerRank, learner_role, 0, group, cluster.learner_env(config),
+            [(config, policy, i, stacks) for i in range(learner_role.count)], life=next(lives),
+        )  # fmt: skip
+
+    def new_actor(number: int) -> tuple[ActorHandle, cluster.PlacementGroup] | None:
+        room = cluster.reserve_one(actor_role)
+        if room is None:
+            return None
+        [handle] = cluster.spawn(
+            RolloutActor, actor_role, 0, room, cluster.engine_env(config),
+            [(config, policy, number, replay, stacks)], restarts=True, first=number,
+        )  # fmt: skip
+        return handle, room
+
+    ranks = new_ranks()
     actors = cluster.spawn(
         RolloutActor, actor_role, learner_role.count, group, cluster.engine_env(config),
-        [(config, policy, i, replay) for i in range(actor_role.count)],
+        [(config, policy, i, replay, stacks) for i in range(actor_role.count)], restarts=True,
     )  # fmt: skip
-    return Processes(replay, actors, ranks)
+    return Processes(replay, actors, ranks, new_ranks, new_actor)
 
 
 async def _run(
@@ -119,48 +140,18 @@ async def _run(
     resume: ResumePoint | None, digest: str,
 ) -> None:  # fmt: skip
     learners = Learners(config, processes.ranks)
-    before = await _bring_up(config, processes, learners, console, resume)
-    await learners.connect(processes.actors)
-    console.say(
-        f"weights sent to {len(processes.actors)} actors; "
-        f"training begins {time.monotonic() - began:.0f} s after the start"
-    )
-    if resume is None:
-        replace_durably(folder.config, to_yaml(config).encode())  # from here on there is something to keep
-    else:
-        roll_back(resume)
-    with closing(Ledger(folder.ledger)) as ledger:
-        dispatcher = Dispatcher(config, processes.actors, ledger)
-        figures = None if resume is None else resume.state.recorder
-        with Recorder(config, folder, console, processes, learners, dispatcher, began, figures) as recorder:
-            in_a_row = 0 if resume is None else resume.state.nonfinite
-            guard = NonfiniteGuard(folder.nonfinite, config.optim.max_nonfinite, in_a_row)
-            checkpoints = Checkpoints(config, folder, learners, processes.replay, console.say, before, digest, guard)
-            evaluations = Evaluations(config, folder, processes.actors, recorder, console.say)
-            if resume is None:
-                evaluations.write(0, before)
-                await recorder.compare_logprobs(before)
-            else:
-                checkpoints.best = resume.state.best
-                for group in resume.queued:
-                    await processes.replay.put.remote(group)
-            driver = Driver(config, checkpoints, dispatcher, processes.replay, learners, recorder, guard, evaluations)
-            try:
-                if resume is not None:
-                    await dispatcher.pivots.restore(resume.pivots)
-                    dispatcher.restore(resume.state.update, resume.state.dispatch)
-                await driver.train()
-            finally:
-                await dispatcher.stop()
-            if dispatcher.version < config.run.updates:
-                tokens = recorder.totals.sampled_tokens
-                cause = "run.max_tokens" if is_spent(config.run, tokens) else "run.stop"
-                console.say(f"{cause} reached: {tokens:,} tokens generated in {dispatcher.version} updates")
-            await export_policy(folder, learners)
-            after = await evaluate(config, processes.actors)
-            evaluations.write(dispatcher.version, after)
-            await recorder.compare_logprobs(after)
-            summary = recorder.write_summary(before, after)
+    fleet = Fleet(config, learners, processes.actors, console.say)
+    elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say)
+    try:
+        before = await _bring_up(config, fleet, learners, console, resume)
+        fleet.look_after(elastic.watch())
+        replay = QueueClient(config, processes.replay)
+        training = Training(
+            config, folder, console, began, learners, fleet, replay, before, digest, processes.new_ranks
+        )
+        summary, after = await training.run(resume)
+    finally:
+        await fleet.close()
     low, high = summary.success_gain_ci95
     console.say(
         f"success {before.success:.3f} -> {after.success:.3f}: gain {after.success - before.success:+.3f} "
@@ -170,17 +161,16 @@ async def _run(
 
 
 async def _bring_up(
-    config: RunConfig, processes: Processes, learners: Learners, console: Console, resume: ResumePoint | None
+    config: RunConfig, fleet: Fleet, learners: Learners, console: Console, resume: ResumePoint | None
 ) -> Evaluation:
     """Learner ranks and engines, side by side; the policy as it came is evaluated, once in a run."""
     if resume is None:
         # Engines are up before the ranks are: they evaluate while the ranks start.
-        return (
-            await asyncio.gather(_first_evaluation(config, processes, console), _start_learners(learners, console))
-        )[0]
+        return (await asyncio.gather(_first_evaluation(config, fleet, console), _start_learners(learners, console)))[0]
     for line in resume.said:
         console.say(line)
-    await asyncio.gather(actors_ready(config, processes.actors), _start_learners(learners, console))
+    await asyncio.gather(fleet.start(), _start_learners(learners, console))
+    fleet.watch()
     await learners.load(str(resume.checkpoint / LEARNER))
     return resume.state.before
 
@@ -190,27 +180,10 @@ async def _start_learners(learners: Learners, console: Console) -> None:
     console.say(f"learner: {parameters / 1e6:.2f} M parameters on {learners.count} ZeRO-3 ranks")
 
 
-async def _first_evaluation(config: RunConfig, processes: Processes, console: Console) -> Evaluation:
-    await actors_ready(config, processes.actors)
-    console.say(f"{len(processes.actors)} rollout actors are up; evaluating the policy as it came")
-    before = await evaluate(config, processes.actors)
+async def _first_evaluation(config: RunConfig, fleet: Fleet, console: Console) -> Evaluation:
+    await fleet.start()
+    fleet.watch()
+    console.say(f"{len(fleet.members)} rollout actors are up; evaluating the policy as it came")
+    before = await evaluate(config, fleet)
     console.say(f"success before training: {before.success:.3f} on {len(before.by_episode)} held-out episodes")
     return before
-
-
-async def actors_ready(config: RunConfig, actors: Sequence[ActorHandle]) -> None:
-    """Wait for every engine. Raises RolloutError naming the actors that are late."""
-    limit_s = config.rollout.start_timeout_s
-    tasks = [asyncio.create_task(_ready(actor)) for actor in actors]
-    done, late = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
-    if late and all(task.exception() is None for task in done):
-        names = ", ".join(str(i) for i, task in enumerate(tasks) if task in late)
-        raise RolloutError(f"rollout actor {names} was not up within {limit_s:g} s (rollout.start_timeout_s)")
-    for i, task in enumerate(tasks):
-        if task.done() and (error := task.exception()) is not None:
-            raise RolloutError(f"rollout actor {i} did not start: {cluster.cause_of(error)}") from error
-
-
-async def _ready(actor: ActorHandle) -> None:
-    # Ray's references can be awaited but are no coroutines, which asyncio's tasks ask for.
-    await actor.ready.remote()

@@ -124,6 +124,8 @@ if [[ $have_run == "$want_run" && -z $have_dev ]]; then
 else
     # From scratch: an upgrade in place would leave behind what a lock no longer names, and what an interrupted pip
     # left half-written.
+    # venv --clear would empty what it points to, which others may work with.
+    [[ ! -L .venv ]] || die ".venv is a link: what it leads to is not rebuilt through it; remove the link"
     say "creating .venv ($flavour lock, a few minutes and gigabytes the first time)"
     rm -f "$STAMP"
     "$python" -m venv --clear .venv >&2 || die "$python could not create .venv (above: why)"

@@ -23,6 +23,8 @@ MAY_IMPORT = {
 # library -> the files that may import it, wherever in the file
 HEAVY = {
     "ray": {
+        "actors/outbox.py",
+        "actors/place.py",
         "actors/rollout_actor.py",
         "learner/rank.py",
         "learner/actors_client.py",
@@ -31,9 +33,13 @@ HEAVY = {
         "orchestration/comparison_jobs.py",
         "orchestration/driver.py",
         "orchestration/learners.py",
-        "orchestration/places.py",
+        "orchestration/fleet.py",
+        "orchestration/held_out.py",
+        "orchestration/queue_client.py",
+        "orchestration/training.py",
         "orchestration/recorder.py",
         "orchestration/session.py",
+        "orchestration/start.py",
     },
     "vllm": {"actors/engine.py", "actors/engine_thread.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
     "deepspeed": {"learner/checkpoint.py", "learner/zero3.py"},

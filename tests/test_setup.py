@@ -97,6 +97,20 @@ def test_python_without_venv_is_named(project: Project) -> None:
     assert "install the package python3.11-venv" in ran.stderr
 
 
+def test_a_link_is_not_built_through(project: Project) -> None:
+    """Emptying it would empty the environment of whoever it belongs to."""
+    other = project.folder / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    (project.folder / ".venv").symlink_to(other)
+    ran = project.set_up()
+    assert ran.returncode != 0
+    assert len(ran.stderr.splitlines()) == 1
+    assert ".venv is a link" in ran.stderr
+    assert [path.name for path in other.iterdir()] == ["kept"]
+    assert project.calls == []
+
+
 def test_installs_the_locks_with_hashes_and_without_resolving(project: Project) -> None:
     assert project.set_up("dev").returncode == 0
     assert project.calls[0].startswith("-m venv --clear .venv")
@@ -196,13 +210,20 @@ def test_flavour_overrides_the_choice(project: Project) -> None:
     assert "it can be cpu or cuda" in ran.stderr
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "dev"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "dev", "fuzz"])
 def test_every_pin_has_a_hash(name: str) -> None:
     lock = ROOT / f"requirements/{name}.txt"
     entries = [entry for entry in lock.read_text().replace("\\\n", "").splitlines() if not entry.startswith("#")]
     assert len(entries) == len(read_lock(lock)[1])
     assert all("--hash=sha256:" in entry for entry in entries)
     assert "://" not in lock.read_text()
+
+
+def test_the_fuzzer_reads_messages_with_the_same_packages() -> None:
+    cpu, fuzz = (read_lock(ROOT / f"requirements/{name}.txt")[1] for name in ("cpu", "fuzz"))
+    assert {name: pin for name, pin in fuzz.items() if name != "atheris"} == {
+        name: cpu[name] for name in ("msgpack", "numpy")
+    }
 
 
 def test_locks_agree() -> None:

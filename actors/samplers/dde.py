@@ -14,7 +14,8 @@ from statistics import fmean
 import numpy as np
 
 from actors.episode import Episode
-from actors.rollout import EnvironmentFailure, Rollout, RootSampler
+from actors.failures import EnvironmentFailure
+from actors.rollout import Rollout, RootSampler
 from actors.samplers.parallel import is_trainable
 from actors.samplers.pivots import Candidate, candidates_of, draw
 from actors.samplers.recoverability import Recoverability

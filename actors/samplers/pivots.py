@@ -18,8 +18,9 @@ from actors.samplers.recoverability import Array, Recoverability
 from configs.samplers import DdeSettings
 from envs.trajectory import Ints, Segment, no_floats
 
-# A sentence's last sign before a blank, with the quotes and brackets it closes, or the end of a line.
-SENTENCE_END = re.compile(r"""[.!?]+["')\]]*(?:\n+|(?=[^\S\n]))|\n+""")
+# A sentence's last sign before a blank, with the quotes and brackets it closes, or the end of a line. A run of signs is
+# looked at from its beginning alone: from each of its signs, a thousand dots would take a million steps.
+SENTENCE_END = re.compile(r"""(?<![.!?])[.!?]++["')\]]*+(?:\n+|(?=[^\S\n]))|\n+""")
 
 Place = tuple[int, int]  # segment, and how many of its tokens come before
 Pieces = Callable[[Ints], list[str]]  # what each of the tokens (n,) says

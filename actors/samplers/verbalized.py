@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from actors.chat import Chat
 from actors.episode import Episode
-from actors.rollout import EnvironmentFailure, Rollout
+from actors.failures import EnvironmentFailure
+from actors.rollout import Rollout
 from actors.samplers.parallel import is_trainable
 from configs.samplers import VerbalizedSettings
 from envs.base import Outcome
@@ -54,10 +55,11 @@ class VerbalizedSampler:
         """
         episode = await rollout.play(opening_ids, purpose)
         said = episode.trajectory.segments[1:]
-        found = candidates(rollout.chat, said[0].token_ids, rollout.env.answer_tag) if said else []
+        count = self._settings.candidates
+        found = candidates(rollout.chat, said[0].token_ids, rollout.env.answer_tag, count + 1) if said else []
         if not found:
             return [episode.trajectory]
-        asked = found[: self._settings.candidates]
+        asked = found[:count]
         # What follows the last one is its own (its end of turn), unless that is more candidates than were asked for.
         borders = [candidate.tokens for candidate in (asked if len(found) > len(asked) else asked[:-1])]
         segments = _cut(episode, borders).trajectory.segments
@@ -65,12 +67,18 @@ class VerbalizedSampler:
         return [*_trajectories(segments, outcomes)]
 
 
-def candidates(chat: Chat, token_ids: Ints, tag: str) -> list[Candidate]:
-    """The candidates of an answer (n,), in their order: each ends with a closed `<tag>...</tag>`."""
+def candidates(chat: Chat, token_ids: Ints, tag: str, most: int) -> list[Candidate]:
+    """The first candidates of an answer (n,), in their order: each ends with a closed `<tag>...</tag>`.
+
+    To find the tokens of one takes a dozen decodings of the answer: an answer of nothing but tags must not take
+    thousands.
+    """
     text = chat.text(token_ids)
     found: dict[int, str] = {}
     begin = 0
     for end in _ends(text, tag):
+        if len(found) == most:
+            break
         # Of two that one token completes, the first has no tokens of its own: the second takes its place.
         found[_tokens_of(chat, token_ids, text[:end])] = text[begin:end]
         begin = end

@@ -5,7 +5,7 @@ standard input {"id", "equal", "last"}, or {"id", "failure", "last"} when memory
 as it has become large, and with its input it ends. What the library cannot read equals nothing.
 
 It holds nothing but the library, so that it starts fast and can be killed at any moment. Its own limits hold even when
-nobody is left to kill it.
+nobody is left to kill it. It writes no file, and evaluates no text.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LONGEST_LINE = 65536
+# As Python writes them; 007 is none.
+WHOLE = re.compile(r"0+|[1-9][0-9]*", re.ASCII)
+DECIMAL = re.compile(r"[0-9]+\.[0-9]*|\.[0-9]+", re.ASCII)
 # Beyond the limit of whoever asks, who has to be the first to give up and to say so.
 ALARM_DELAY_S = 1.0
 # The library swallows MemoryError and says "not equal". What fails is one large step (a number squared, a list
@@ -38,6 +42,7 @@ def main(memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies = _private_output()
     judge = load_judge()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     before = memory_bytes("VmSize")
     allowed = memory_mib * 2**20
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -80,6 +85,7 @@ def load_judge() -> Judge:
     """`equal(reference, answer)` of two cleaned texts; warmed up, so that the first comparison is as fast as others."""
     from math_verify import LatexExtractionConfig, parse, verify
 
+    evaluate_no_text()
     logging.disable(logging.CRITICAL)
     forms = [LatexExtractionConfig(boxed_match_priority=0)]
 
@@ -95,6 +101,31 @@ def load_judge() -> Judge:
 
     equal("\\frac{1}{2}", "x+0.5")
     return equal
+
+
+def evaluate_no_text() -> None:
+    """Put `atom_of` in the place of sympy's parser of Python, which is an `eval`: the library reads numbers by it."""
+    from latex2sympy2_extended import latex2sympy2
+    from math_verify import parser
+    from sympy.parsing import sympy_parser
+
+    for module in (sympy_parser, parser, latex2sympy2):
+        module.parse_expr = atom_of
+    sympy_parser.eval_expr = atom_of
+
+
+def atom_of(text: str, *_: object, **__: object) -> Any:
+    """The number a text is, or the symbol of a name. Raises SyntaxError, as for Python that is none, for any other."""
+    from sympy import Float, Integer, Symbol
+
+    text = text.strip()
+    if WHOLE.fullmatch(text):
+        return Integer(text)
+    if DECIMAL.fullmatch(text):
+        return Float(text)
+    if text.isidentifier():  # sympy's modules have the names of units parsed when they are imported
+        return Symbol(text)
+    raise SyntaxError("only numbers and names are read from text")
 
 
 def balanced(text: str) -> bool:

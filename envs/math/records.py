@@ -7,6 +7,7 @@ its own, and AIME {Problem, Answer: 72}. `final_answer` says which part of the f
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ def _text(place: str, value: Any, column: str) -> str:
         return value
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
         return str(value)
     raise BadEnvironment(f"{place}: the answer in column {column} must be a text or a number, it is {value!r:.40}")
 

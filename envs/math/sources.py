@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.files import open_file
 from envs.base import BadEnvironment
 
 Row = Mapping[str, Any]
 BATCH = 1024
+LONGEST_LINE = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,10 @@ def file_rows(path: Path) -> Rows:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with open_file(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise BadEnvironment(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB")
             if line.strip():
                 yield f"{path}:{number}", _json_row(f"{path}:{number}", line)
 
@@ -62,7 +66,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    # ValueError and OverflowError: texts that are no UTF-8, dates that Python has no room for.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadEnvironment(f"{path}: not a parquet file that can be read: {reason}") from error
 
@@ -72,8 +77,14 @@ def dataset_rows(name: str, subset: str | None, split: str) -> Rows:
     found = load_dataset(name, subset, split)
 
     def read() -> Iterator[tuple[str, Row]]:
-        for number, row in enumerate(found, start=1):
-            yield f"{name} ({split}) row {number}", row
+        number = 0
+        try:
+            for number, row in enumerate(found, start=1):
+                yield f"{name} ({split}) row {number}", row
+        except BadEnvironment:
+            raise  # of whoever looks at the rows
+        except Exception as error:  # the library decodes rows as they are asked for, and raises its own kinds
+            raise BadEnvironment(f"{name} ({split}) behind row {number}: cannot be read: {error}") from error
 
     return Rows(f"{name} ({split})", read)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from configs.files import read_file
 from envs.base import BadEnvironment
 from envs.path_exploration.atlas import Atlas, Fork, folded, fork, of_levels
 from envs.path_exploration.reading import SEPARATORS
@@ -54,7 +55,7 @@ def _read(source: str, file: Path, changed_ns: int, size: int) -> Atlas:  # noqa
 
 def _parsed(source: str, file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"), object_pairs_hook=_Object)
+        return json.loads(read_file(file, MOST_BYTES).decode("utf-8-sig"), object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
         where = f"{source}, line {error.lineno}, column {error.colno}"
         raise BadEnvironment(f"env.names: {where}: {error.msg}: mend the JSON") from error

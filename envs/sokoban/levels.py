@@ -11,17 +11,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from threading import Lock
 
+from configs.files import read_file
 from envs.base import BadEnvironment
 from envs.sokoban.grid import Board, Room, spread
 
 ENDINGS = (".txt", ".sok", ".xsb")
 LARGEST = 64
 MOST_BOXES = 200
-MOST_BYTES = 16 * 2**20
+# Collections have a hundred thousand; small levels take thirty times their bytes, and a second a megabyte.
+MOST_BYTES = 4 * 2**20
 _FLOOR = " -_"
 _KNOWN = frozenset("#@+$*." + _FLOOR)
 
@@ -90,7 +94,7 @@ def _loaded(files: tuple[Stamp, ...]) -> tuple[Board, ...]:
 
 
 def _text(path: str) -> str:
-    return Path(path).read_bytes().decode("utf-8-sig", errors="replace")
+    return read_file(path, MOST_BYTES).decode("utf-8-sig", errors="replace")
 
 
 def _shown(path: str | Path) -> str:
@@ -111,12 +115,14 @@ def parse(text: str, path: str) -> tuple[Board, ...]:
 def _levels(text: str) -> Iterator[list[Line]]:
     """The rows of each level. A line in the middle of one that ends in a wall is a row, whatever it begins with."""
     rows: list[Line] = []
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    for number, line in enumerate([*lines, ""], start=1):
+    lines = StringIO(text, newline=None)  # ends lines as any system does, and at no other character
+    for number, line in enumerate(chain(lines, [""]), start=1):
         line = line.rstrip()
         inner = line.lstrip(_FLOOR)
         if inner.startswith("#") or (rows and inner and (line.endswith("#") or _KNOWN.issuperset(line))):
             rows.append((number, line))
+            if len(rows) > LARGEST:  # refused for that, wherever it ends
+                yield rows
         elif rows:
             yield rows
             rows = []
@@ -156,7 +162,7 @@ def _board(rows: list[Line], source: Source) -> Board:
 
 def _check_size(rows: list[Line], source: Source) -> None:
     if len(rows) > LARGEST:
-        raise source.bad(rows[0][0], f"a level of {len(rows)} rows: at most {LARGEST}")
+        raise source.bad(rows[0][0], f"a level of more than {LARGEST} rows: split it, or take it out")
     for number, line in rows:
         if len(line) > LARGEST:
             raise source.bad(number, f"a level of {len(line)} columns: at most {LARGEST}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -160,3 +161,66 @@ def test_a_start_that_fails_raises_its_cause(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(engine_module, "start_engine", refuse)
     with pytest.raises(ValueError, match="no such architecture"):
         Engine(RunConfig(), "policy", 0, EOS)
+
+
+# --- under a watchdog ------------------------------------------------------------------------------------------------
+
+
+class Dog:
+    """In place of a watchdog: the limits it was given."""
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+
+    def feed(self, limit_s: float) -> None:
+        self.limits.append(limit_s)
+
+
+def watched(scripted: ScriptedEngine, dog: Any, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr(engine_module, "start_engine", lambda arguments: scripted)
+    config = RunConfig.model_validate({"rollout": {"hang_timeout_s": 3}, "sync": {"timeout_s": 20}})
+    return Engine(config, "policy", 0, EOS, dog)
+
+
+async def test_a_step_has_its_limit_and_a_command_that_of_a_broadcast_beside(
+    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dog = Dog()
+    engine = watched(scripted, dog, monkeypatch)
+    assert await engine.sample(context(), 8, seed=1) is not None
+    # The request came as a command; behind it, and so before the step, the limit is a step's again.
+    assert 23.0 in dog.limits
+    assert set(dog.limits) == {3.0, 23.0}
+    assert dog.limits[0] == 3.0
+    engine.close()
+
+
+async def test_a_step_that_does_not_end_is_not_fed(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    dog = Dog()
+    engine = watched(scripted, dog, monkeypatch)
+    scripted.gate.clear()
+    sampling = asyncio.create_task(engine.sample(context(), 8, seed=1))
+    await asyncio.to_thread(scripted.in_step.wait, 5)
+    fed = len(dog.limits)
+    assert dog.limits[-1] == 3.0
+    await asyncio.sleep(0.5)  # an idle engine is fed five times a second
+    assert len(dog.limits) == fed
+    scripted.gate.set()
+    await sampling
+    engine.close()
+
+
+async def test_an_engine_without_work_and_one_that_is_paused_are_fed(
+    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dog = Dog()
+    engine = watched(scripted, dog, monkeypatch)
+    for pause in (False, True):
+        if pause:
+            await engine.pause()
+        fed = len(dog.limits)
+        ends = time.monotonic() + 10
+        while len(dog.limits) < fed + 2 and time.monotonic() < ends:
+            await asyncio.sleep(0.05)
+        assert len(dog.limits) >= fed + 2
+    engine.close()

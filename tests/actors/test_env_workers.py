@@ -20,7 +20,8 @@ import uvloop
 
 from actors.env_worker import CallFailed
 from actors.env_workers import PATIENCE_S, EnvWorkers
-from actors.remote_env import EnvironmentFailure, RemoteEnv
+from actors.failures import EnvironmentFailure
+from actors.remote_env import RemoteEnv
 from configs.environments import FrozenLakeSettings
 from configs.schema import RolloutSettings
 from envs.base import BadEnvironment

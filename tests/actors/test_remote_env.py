@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from actors.env_worker import CallFailed
-from actors.remote_env import LONGEST_TEXT, EnvironmentFailure, RemoteEnv
+from actors.failures import EnvironmentFailure
+from actors.remote_env import LONGEST_TEXT, RemoteEnv
 from envs.trajectory import Verdict
 from envs.worker_messages import DONE, Call, Reply
 

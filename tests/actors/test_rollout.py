@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.rollout import EnvironmentFailure, Rollout
+from actors.failures import EnvironmentFailure
+from actors.rollout import Rollout
 from envs.base import Snapshot, TextEnv
 from envs.trajectory import Role, Ticket, Trajectory, Verdict
 from tests.builders import TICKET, Said, Scene, ScriptedEnv, ScriptedPolicy, token_ids_of

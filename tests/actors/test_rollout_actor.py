@@ -1,21 +1,29 @@
-"""Held-out tickets on an actor, without its engine."""
+"""An actor without its engine: held-out tickets, what becomes of a group, and weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from ray.exceptions import RayActorError
 
-from actors.rollout import EnvironmentFailure, Sampler
+from actors.engine import EngineError
+from actors.failures import EnvironmentFailure
+from actors.outbox import Outbox
+from actors.received import Received
+from actors.rollout import Sampler
 from actors.rollout_actor import RolloutActor
+from actors.samplers.build import build_sampler
 from actors.samplers.parallel import ParallelSampler
-from configs.schema import RunConfig
+from configs.schema import QueueSettings, RunConfig
 from envs.codec import decode_group
 from envs.trajectory import Group, Ticket, Verdict
 from orchestration.evaluation import held_out
-from orchestration.tickets import held_out_tickets
+from orchestration.replay_queue import ReplayQueue
+from orchestration.tickets import held_out_tickets, training_ticket
 from tests.builders import parallel_group
 
 TICKETS = held_out_tickets(3, "frozen_lake")
@@ -89,3 +97,128 @@ async def test_what_is_no_trouble_of_the_environment_is_raised(monkeypatch: pyte
 
     with pytest.raises(RuntimeError, match="the engine stopped"):
         await actor_that(answer, monkeypatch).sample_held_out(TICKETS[:1], 1, None)
+
+
+# --- tickets ---------------------------------------------------------------------------------------------------------
+
+TICKET = training_ticket(0, 5, "frozen_lake")
+
+
+class Queue:
+    """`queue.put.remote(data, era)`, as Ray has it. gone: it has died for good."""
+
+    def __init__(self, gone: bool = False) -> None:
+        self.queue, self.put, self._gone = ReplayQueue(QueueSettings()), self, gone
+
+    async def remote(self, data: bytes, era: int) -> str:
+        if self._gone:
+            raise RayActorError(error_msg="The actor died: out of memory")
+        return await self.queue.put(data, era)
+
+
+def sampling_actor(monkeypatch: pytest.MonkeyPatch, queue: Queue, *rewards: float) -> RolloutActor:
+    """An actor whose samples are rewarded so."""
+    actor = actor_that(lambda ticket: replace(parallel_group(*rewards), ticket=ticket), monkeypatch)
+    actor._outbox = Outbox(queue, 0.01)
+    actor._workers = Mock(target_count=None, newly_replaced=Mock(return_value=0))
+    actor._sampler = build_sampler(actor._config.sampler)
+    return actor
+
+
+async def test_a_receipt_names_the_queue_the_group_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    receipt = await sampling_actor(monkeypatch, queue, 1.0, 0.0).sample(TICKET)
+    assert (receipt.ticket, receipt.state, receipt.cause) == (TICKET, "queued", "")
+    assert (receipt.queue, [5]) == await queue.queue.contents()
+
+
+async def test_a_group_without_signal_is_in_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    receipt = await sampling_actor(monkeypatch, queue, 1.0, 1.0).sample(TICKET)
+    assert (receipt.state, receipt.queue) == ("filtered", "")
+    assert (await queue.queue.contents())[1] == []
+
+
+async def test_a_group_of_an_earlier_era_is_a_failed_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    await queue.queue.begin(era=2)
+    actor = sampling_actor(monkeypatch, queue, 1.0, 0.0)
+    receipt = await actor.sample(TICKET, 1)
+    assert (receipt.state, receipt.queue) == ("failed", "")
+    assert receipt.cause == "QueueError: ticket 5: sampled before the run was taken back to a checkpoint"
+    assert (await actor.sample(TICKET, 2)).state == "queued"
+
+
+async def test_a_queue_that_does_not_come_back_is_no_fault_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = await sampling_actor(monkeypatch, Queue(gone=True), 1.0, 0.0).sample(TICKET)
+    assert (receipt.state, receipt.cause) == ("failed", "RayActorError: The actor died: out of memory")
+
+
+async def test_a_broken_engine_is_the_actors_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(ticket: Ticket) -> Group:
+        raise EngineError("the engine stopped: out of blocks")
+
+    actor = actor_that(answer, monkeypatch)
+    actor._sampler = build_sampler(actor._config.sampler)
+    with pytest.raises(EngineError, match="out of blocks"):
+        await actor.sample(TICKET)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Keeps what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.did: list[Any] = []
+        self.version = 0
+
+    async def pause(self) -> None:
+        self.did.append("pause")
+
+    async def resume(self, version: str) -> None:
+        self.did.append("resume")
+        self.version = int(version)
+
+    async def worker_call(self, method: str, **arguments: Any) -> Any:
+        self.did.append((method, arguments))
+        return Received(0.5, 0.25, 0.125, 7) if method == "take_weights" else None
+
+
+def with_engine() -> tuple[RolloutActor, Engine]:
+    actor, engine = object.__new__(RolloutActor), Engine()
+    its: Any = actor
+    its._engine = engine
+    return actor, engine
+
+
+async def test_an_actor_tells_the_version_it_holds() -> None:
+    actor, engine = with_engine()
+    assert await actor.policy_version() == 0
+    received = await actor.update_weights({"names": []}, 7)
+    assert await actor.policy_version() == 7
+    assert engine.did == ["pause", ("take_weights", {"update_info": {"names": []}}), "resume"]
+    assert received.checksum == 7
+    assert received.pause_s >= 0.5
+
+
+async def test_weights_that_do_not_come_leave_the_version_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(self: Engine, method: str, **arguments: Any) -> Any:
+        raise RuntimeError("Connection reset by peer")
+
+    actor, engine = with_engine()
+    monkeypatch.setattr(Engine, "worker_call", broken)
+    with pytest.raises(RuntimeError, match="Connection reset"):
+        await actor.update_weights({}, 7)
+    assert (await actor.policy_version(), engine.did) == (0, ["pause"])
+
+
+async def test_an_actor_leaves_its_weight_group_before_it_joins_another() -> None:
+    actor, engine = with_engine()
+    await actor.init_weight_transfer_engine({"rank_offset": 1})
+    assert engine.did == [
+        ("shutdown_weight_transfer_engine", {}),
+        ("init_weight_transfer_engine", {"init_info": {"rank_offset": 1}}),
+    ]
+    await actor.pulse()

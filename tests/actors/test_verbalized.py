@@ -271,7 +271,7 @@ class Pieces:
 
 def found(*pieces: str) -> list[tuple[int, str]]:
     said = Pieces(*pieces)
-    return [(c.tokens, c.text) for c in candidates(cast(Chat, said), said.all, "a")]
+    return [(c.tokens, c.text) for c in candidates(cast(Chat, said), said.all, "a", 100)]
 
 
 def test_a_token_that_closes_one_and_opens_the_next_belongs_to_the_first() -> None:
@@ -307,10 +307,11 @@ def test_letters_of_several_tokens_do_not_hide_where_a_candidate_ends(chat: Chat
     said = "é<answer>ü</answer>é<answer>€</answer>"
     token_ids = chat._encode(said)
     first = len(chat._encode("é<answer>ü</answer>"))
-    assert candidates(chat, token_ids, "answer") == [
+    assert candidates(chat, token_ids, "answer", 2) == [
         Candidate(first, "é<answer>ü</answer>"),
         Candidate(len(token_ids), "é<answer>€</answer>"),
     ]
+    assert candidates(chat, token_ids, "answer", 1) == [Candidate(first, "é<answer>ü</answer>")]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

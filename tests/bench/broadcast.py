@@ -96,7 +96,7 @@ def compare(policy: Path, ranks: int, rounds: int) -> dict[str, Any]:
 
 def broadcast(stack: Stack) -> SyncTimes:
     async def call() -> SyncTimes:
-        return await stack.learners.broadcast()
+        return await stack.broadcast()
 
     return asyncio.run(call())
 

@@ -132,7 +132,7 @@ def test_a_union_without_a_name_is_its_default_member(write: Write) -> None:
         ),
         ("{[a]: 1}", "line 1, column 2: while constructing a mapping, found unhashable key"),
         ("run: \x07", "not YAML: unacceptable character #x0007: special characters are not allowed"),
-        ("[" * 5000, "not YAML: nested too deeply"),
+        ("[" * 5000, "line 1, column 51: nested more than 50 deep"),
         ("run: &a {name: *a}", "run.name: should be a valid string, got {'name': {...}}"),
     ],
 )

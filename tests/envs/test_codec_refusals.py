@@ -23,7 +23,7 @@ BREAKS: dict[str, tuple[Callable[[Body], object], str]] = {
     "ticket": (lambda b: b[0].__setitem__(0, "3"), "Ticket.index: str instead of int"),
     "truth value": (lambda b: b[0].__setitem__(0, True), "Ticket.index: bool instead of int"),
     "verdict": (lambda b: b[2][0].__setitem__(1, "won"), "Trajectory.verdict: 'won' is none of"),
-    "verdict's type": (lambda b: b[2][0].__setitem__(1, []), "Trajectory.verdict: .* is none of"),
+    "verdict's type": (lambda b: b[2][0].__setitem__(1, []), "Trajectory.verdict: list instead of str"),
     "role": (lambda b: b[2][0][0][0].__setitem__(0, "judge"), "Segment.role: 'judge' is none of"),
     "stream": (lambda b: b[3][0][2][0].__setitem__(2, "x"), "Credit.stream: 'x' is none of"),
     "reward": (lambda b: b[2][0].__setitem__(2, None), "Trajectory.reward: NoneType instead of float"),
@@ -50,10 +50,10 @@ BREAKS: dict[str, tuple[Callable[[Body], object], str]] = {
         lambda b: b[3][0][2][0].__setitem__(0, 0),
         r"row 0: a credit for segments \[0, 2\) of the targets",
     ),
-    "many rows": (lambda b: b.__setitem__(3, [0] * 5000), "5000 exceeds max_array_len"),
+    "many rows": (lambda b: b.__setitem__(3, [0] * 5000), "Group.rows: 5000 of them, at most 4096 are read"),
     "long text": (lambda b: b.__setitem__(1, "x" * (2**20 + 1)), "exceeds max_str_len"),
-    "a map": (lambda b: b.__setitem__(4, {"a": 1}), "1 exceeds max_map_len"),
-    "an extension": (lambda b: b.__setitem__(4, msgpack.Timestamp(1)), "exceeds max_ext_len"),
+    "a map": (lambda b: b.__setitem__(4, {"a": 1}), "GroupStats: map instead of list"),
+    "an extension": (lambda b: b.__setitem__(4, msgpack.Timestamp(1)), "GroupStats: extension instead of list"),
 }
 
 

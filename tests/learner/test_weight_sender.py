@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import time
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError, RayError
 from torch import nn
 from vllm.distributed.weight_transfer import ParamMeta
 
 from configs.schema import RunConfig
-from learner import weight_sender
-from learner.actors_client import WeightTransferError
+from learner import actors_client, weight_sender
+from learner.actors_client import ActorsClient, WeightTransferError
 from learner.weight_sender import WeightSender, Zero3Source, cut, pack
 from orchestration.cluster import ROOT
 
@@ -85,7 +87,7 @@ def connected(module: nn.Module, actors: list[Any], timeout_s: float = 20.0, che
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     sync = {"timeout_s": timeout_s, "checksum": checksum, "bucket_mib": 1}
-    return WeightSender(module, actors, "127.0.0.1", port, RunConfig.model_validate({"sync": sync}))
+    return WeightSender(module, dict(enumerate(actors)), "127.0.0.1", port, RunConfig.model_validate({"sync": sync}))
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -117,8 +119,9 @@ class TestBroadcast:
         sender = connected(model(), receivers("", "damages"))
         with pytest.raises(
             WeightTransferError, match=r"^rollout actor 1 received other bytes than were sent as version 3"
-        ):
+        ) as caught:
             sender.send(3)
+        assert caught.value.actors == (1,)
 
     def test_nobody_works_out_checksums_unasked(self) -> None:
         actors = receivers("damages")
@@ -130,18 +133,126 @@ class TestBroadcast:
     def test_an_actor_that_fails_is_named_at_once(self) -> None:
         sender = connected(model(), receivers("", "fails"))
         began = time.monotonic()
-        with pytest.raises(WeightTransferError, match=r"^rollout actor 1 failed to take the weights: .*no memory left"):
+        with pytest.raises(
+            WeightTransferError, match=r"^rollout actor 1 failed to take the weights: .*no memory left"
+        ) as caught:
             sender.send(1)
+        assert caught.value.actors == (1,)
         assert time.monotonic() - began < 10
 
     def test_an_actor_that_is_late_is_named(self) -> None:
         sender = connected(model(), receivers("is late"), timeout_s=2.0)
-        with pytest.raises(WeightTransferError, match=r"^rollout actor 0 did not take the weights within 2 s"):
+        with pytest.raises(
+            WeightTransferError, match=r"^rollout actor 0 did not take the weights within 2 s"
+        ) as caught:
             sender.send(1)
+        assert caught.value.actors == (0,)
 
     def test_an_actor_that_does_not_join_is_named(self) -> None:
-        with pytest.raises(WeightTransferError, match=r"rollout actor 1 did not join the weight group within 3 s"):
+        says = r"rollout actor 1 did not join the weight group within 3 s"
+        with pytest.raises(WeightTransferError, match=says) as caught:
             connected(model(), receivers("", "stays away"), timeout_s=3.0)
+        assert caught.value.actors == (1,)
+
+
+class Actor:
+    """`actor.update_weights.remote(...)`, whose answer is a result, an error, or late (None)."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.update_weights = answer, self
+        self.later: list[Any] = []
+
+    def remote(self, info: Any, version: int) -> Actor:
+        return self
+
+    def looked_at(self) -> None:
+        """Answers that come later come once they have been looked for often enough."""
+        if self.answer is None and self.later:
+            self.answer = self.later.pop()
+
+
+def client(monkeypatch: pytest.MonkeyPatch, answers: dict[int, Any], workers: int = 1) -> ActorsClient:
+    """A line to actors of these numbers, who have been told to take the weights."""
+
+    def wait(calls: list[Actor], num_returns: int, timeout: float) -> tuple[list[Actor], list[Actor]]:
+        for call in calls:
+            call.looked_at()
+        return [call for call in calls if call.answer is not None], [call for call in calls if call.answer is None]
+
+    def get(call: Actor) -> Any:
+        if isinstance(call.answer, Exception):
+            raise call.answer
+        return call.answer
+
+    monkeypatch.setattr(actors_client, "ray", SimpleNamespace(wait=wait, get=get))
+    monkeypatch.setattr(actors_client, "GRACE_S", 0.05)
+    actors: dict[int, Any] = {number: Actor(answer) for number, answer in answers.items()}
+    line = ActorsClient(actors, workers, timeout_s=7.0)
+    line.begin({})
+    return line
+
+
+def test_actors_are_called_by_their_numbers_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = client(monkeypatch, {4: "taken", 2: RayError("x\nOSError: no memory left"), 9: None})
+    says = "^rollout actor 2 failed to take the weights: OSError: no memory left$"
+    for look in (line.check, line.end, line.blame):
+        with pytest.raises(WeightTransferError, match=says) as caught:
+            look()
+        assert caught.value.actors == (2,)
+
+
+def test_all_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = client(monkeypatch, {9: None, 4: "taken", 2: None})
+    line.check()  # nobody has given up
+    says = r"^rollout actor 2, 9 did not take the weights within 7 s \(sync.timeout_s\)$"
+    with pytest.raises(WeightTransferError, match=says) as caught:
+        line.end()
+    assert caught.value.actors == (2, 9)
+
+
+def test_an_actor_that_died_is_to_blame_and_not_who_lost_the_wire_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = RayError("Connection reset by peer")
+    line = client(monkeypatch, {3: wire, 5: wire, 8: RayActorError(error_msg="The actor died: out of memory")})
+    says = "^rollout actor 8 failed to take the weights: The actor died: out of memory$"
+    with pytest.raises(WeightTransferError, match=says) as caught:
+        line.end()
+    assert caught.value.actors == (8,)
+
+
+def test_who_died_is_waited_for_where_the_others_lost_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who lost it say so at once, that somebody died is heard of later: and nobody else is to blame."""
+    for look in ("check", "end", "blame"):
+        line = client(monkeypatch, {3: RayError("Connection reset by peer"), 5: None, 8: None})
+        line._calls[2].later = [RayActorError(error_msg="The actor died: out of memory"), None, None]
+        with pytest.raises(WeightTransferError, match=r"^rollout actor 8 failed to take the weights: The actor died"):
+            getattr(line, look)()
+
+
+def test_a_wire_that_broke_nobody_knows_why_is_blamed_on_those_who_have_not_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = client(monkeypatch, {4: "taken", 9: None, 2: None})
+    with pytest.raises(WeightTransferError, match=r"^rollout actor 9, 2 did not take the weights$") as caught:
+        line.blame()
+    assert caught.value.actors == (2, 9)
+
+
+def test_answers_come_in_the_actors_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = client(monkeypatch, {4: "four", 2: "two"})
+    line.end()
+    assert list(map(str, line.received)) == ["four", "two"]
+
+
+def test_an_engine_in_parts_has_several_places_in_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = client(monkeypatch, {4: "", 2: ""}, workers=2)
+    assert [line.actor_of(rank) for rank in (1, 2, 3, 4)] == [4, 4, 2, 2]
+
+
+def test_an_error_keeps_its_actors_on_its_way_between_processes() -> None:
+    error = WeightTransferError("rollout actor 3, 1 received other bytes", [3, 1, 3])
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.actors) == (WeightTransferError, str(error), (1, 3))
+    assert WeightTransferError("the weight group broke").actors == ()
 
 
 def test_a_bucket_closes_with_the_parameter_that_takes_it_over_the_limit() -> None:

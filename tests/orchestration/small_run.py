@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.load import to_yaml
 from configs.schema import RunConfig, RunSettings
+from envs.codec import encode_group
 from envs.trajectory import GroupStats, Ticket
 from learner.durable import write_durably
 from learner.learner_state import FORMAT, STATE_FILE, LayerFile, LearnerState
@@ -19,6 +21,7 @@ from orchestration.pivot_memory import PivotMemory
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState, PivotSums, Sampled
 from orchestration.totals import RecorderState, Totals
+from tests.builders import parallel_group
 from tests.orchestration.test_metrics import metrics
 
 BEFORE = Evaluation(0.5, {7: 0.25, 9: 0.75}, {4: 0.8}, 1.5, 0.9, 0.75, 1000, 80, (b"kept elsewhere",), 1, "boom")
@@ -35,14 +38,21 @@ SAMPLED = Sampled(
 )
 
 
+def queued(index: int) -> bytes:
+    """The message of the group of this ticket."""
+    return encode_group(parallel_group(1.0, 0.0, index=index))
+
+
 class Queue:
-    """`queue.copy.remote(indices)`, as Ray has it."""
+    """Holds a group of every ticket, unless it is broken."""
 
     def __init__(self) -> None:
-        self.copy = self
+        self.broken: Exception | None = None
 
-    async def remote(self, indices: list[int]) -> list[bytes]:
-        return [b"group %d" % index for index in indices]
+    async def copy(self, indices: Sequence[int]) -> list[bytes]:
+        if self.broken is not None:
+            raise self.broken
+        return [queued(index) for index in indices]
 
 
 class Learners:
@@ -100,10 +110,12 @@ class Run:
         self.ledger = Ledger(self.folder.ledger)
         self.pivots = PivotMemory(config, _tell)
         self.learners, self.said = Learners(), list[str]()
-        parts: Any = self.learners
+        self.queue = Queue()
+        learners: Any = self.learners
+        queue: Any = self.queue
         self.nonfinite = NonfiniteGuard(self.folder.nonfinite, limit=5)
         self.checkpoints = Checkpoints(
-            config, self.folder, parts, Queue(), self.said.append, BEFORE, POLICY, self.nonfinite
+            config, self.folder, learners, queue, self.said.append, BEFORE, POLICY, self.nonfinite
         )
 
     async def update(self, number: int, **figures: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ from actors.receipt import Receipt
 from actors.rollout_actor import RolloutActor
 from configs.schema import RunConfig
 from learner.rank import LearnerRank
+from learner.sync_times import SyncTimes
 from orchestration import cluster
 from orchestration.learners import Learners
-from orchestration.replay_queue import ReplayQueue, Taken
+from orchestration.replay_buffer import Taken
+from orchestration.replay_queue import ReplayQueue
 from orchestration.tickets import training_ticket
 
 SETTINGS: dict[str, Any] = {
@@ -51,10 +53,19 @@ class Stack:
         """Sample tickets on both actors and take their groups from the queue."""
         tickets = [training_ticket(0, first + i, "frozen_lake") for i in range(count)]
         receipts = await asyncio.gather(*(self.sample(i, ticket) for i, ticket in enumerate(tickets)))
-        taken_ref, payloads = self.replay.take.options(num_returns=2).remote(count, self.version)
-        taken: Taken = await taken_ref
+        taken, payloads = await self.take(count, self.version, [t.index for t in tickets])
         assert sorted(h.index for h in taken.fresh) == [t.index for t in tickets]
         return list(receipts), payloads
+
+    async def take(self, count: int, version: int, wanted: Sequence[int]) -> tuple[Taken, Any]:
+        """Groups of these tickets, and a reference to their messages."""
+        taken_ref, payloads = self.replay.take.options(num_returns=2).remote(count, version, wanted)
+        taken: Taken = await taken_ref
+        return taken, payloads
+
+    async def broadcast(self) -> SyncTimes:
+        """The learner's weights to all actors, in the group they are in."""
+        return await self.learners.give(dict(enumerate(self.actors)), anew=False)
 
     async def sample(self, i: int, ticket: Any) -> Receipt:
         receipt: Receipt = await self.actors[i % len(self.actors)].sample.remote(ticket)
@@ -84,7 +95,7 @@ def started(settings: dict[str, Any], learner_policy: Path, actor_policy: Path) 
 
         async def connect() -> None:
             await stack.learners.start()
-            await stack.learners.connect(actors)
+            await stack.learners.give(dict(enumerate(actors)), anew=True)
 
         stack.run(connect)
         yield stack

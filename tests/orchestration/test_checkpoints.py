@@ -18,10 +18,11 @@ from learner.update_sums import UpdateSums
 from orchestration.checkpoints import Best, CheckpointError, RunState, better, read_queue, read_state
 from orchestration.learners import LearnerError
 from orchestration.ledger import Ledger, LedgerError, State
+from orchestration.replay_buffer import QueueError
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState
 from orchestration.totals import RecorderState, Totals
-from tests.orchestration.small_run import BEFORE, POLICY, SAMPLED, Recorder, Run
+from tests.orchestration.small_run import BEFORE, POLICY, SAMPLED, Recorder, Run, queued
 from tests.orchestration.test_metrics import metrics
 
 
@@ -37,7 +38,7 @@ def assert_whole(checkpoint: Path) -> int:
     update = read_state(checkpoint).update
     assert checkpoint.name == f"step-{update:06d}"
     assert [(checkpoint / "learner" / part).read_bytes() for part in ("a", "b")] == [b"weights %d" % update] * 2
-    assert read_queue(checkpoint) == [b"group %d" % index for index in range(1, update + 1)]
+    assert read_queue(checkpoint) == [queued(index) for index in range(1, update + 1)]
     with Ledger(checkpoint / "ledger.sqlite") as ledger:
         ledger.counts().check()
         assert ledger.indices(State.QUEUED) == list(range(1, update + 1))
@@ -180,6 +181,21 @@ async def test_the_run_goes_on_without_a_checkpoint_but_not_past_its_end(run: Ru
     assert read_state(run.folder.checkpoint(1)).update == 1
 
 
+async def test_a_queue_that_died_costs_the_checkpoint_only_but_not_the_last_one(run: Run) -> None:
+    """The dispatcher has not found out yet, so the ledger says that there is a group."""
+    await run.update(1)
+    run.queue.broken = QueueError("ticket 2 is queued in the ledger but not in the replay queue")
+    await run.update(2)
+    [line] = run.said
+    assert line.startswith("warning: checkpoint of update 2 not written: ticket 2 is queued in the ledger but not in")
+    assert run.there() == ["latest", "step-000001"]
+    with pytest.raises(CheckpointError, match="checkpoint of update 10 not written: ticket 2 is queued"):
+        await run.update(10)
+    run.queue.broken = None
+    await run.update(3)
+    assert run.there() == ["latest", "step-000001", "step-000003"]
+
+
 @pytest.mark.parametrize(
     ("elsewhere", "says"),
     [
@@ -291,8 +307,13 @@ def test_the_best_is_by_hand() -> None:
         ("run.json", b"{}", "run.json: no state of a run this version reads: format: Field required"),
         ("queue.msgpack", None, "queue.msgpack: cannot be read: No such file"),
         ("queue.msgpack", b"\x92\xc4", "queue.msgpack: damaged"),
-        ("queue.msgpack", b"\x05", "queue.msgpack: damaged: it is no list of messages"),
-        ("queue.msgpack", b"\x91\x05", "queue.msgpack: damaged: it is no list of messages"),
+        ("queue.msgpack", b"\x05", "queue.msgpack: damaged: messages: int instead of list"),
+        ("queue.msgpack", b"\x91\x05", "queue.msgpack: damaged: a list of something else than messages"),
+        ("queue.msgpack", b"\x90\x05", "queue.msgpack: damaged: 1 bytes behind the end"),
+        ("queue.msgpack", b"\x91\x90", "queue.msgpack: damaged: a list of something else than messages"),
+        ("queue.msgpack", b"\x91\x91\x05", "queue.msgpack: damaged: message: list instead of bytes"),
+        ("queue.msgpack", b"\xdd\xff\xff\xff\xff\xc4\x00", "queue.msgpack: damaged: message: nothing instead of bytes"),
+        ("queue.msgpack", b"\x91\xc4\x03abc", "queue.msgpack: damaged: message 0: no group: 3 bytes"),
     ],
 )
 async def test_what_is_damaged_is_named(run: Run, file: str, content: bytes | None, says: str) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import RayError
+from ray.util import get_node_ip_address
 
 from configs.schema import RunConfig
+from configs.shown import is_secret_name
+from orchestration import cluster
 from orchestration.cluster import (
     ClusterError,
     Role,
@@ -122,6 +127,65 @@ def test_cpu_processes_run_on_one_thread_and_gpu_ones_as_they_like() -> None:
     assert engine_env(cpu)["OMP_NUM_THREADS"] == learner_env(cpu)["OMP_NUM_THREADS"] == "1"
     assert "OMP_NUM_THREADS" not in engine_env(GPUS) | learner_env(GPUS)
     assert engine_env(GPUS)["VLLM_NO_USAGE_STATS"] == "1"
+
+
+# --- who can reach it ------------------------------------------------------------------------------------------------
+
+
+NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+def started(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What Ray is asked for, without starting it; and what it would take for the node's address then."""
+    asked: list[dict[str, Any]] = []
+
+    def init(**settings: Any) -> SimpleNamespace:
+        seen = {"node": get_node_ip_address(), "variable": os.environ.get(NO_CLUSTER)}
+        asked.append(settings | seen)
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "_probe", lambda *_: None)
+    connect(config)
+    return asked[0]
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_a_ray_of_our_own_listens_on_loopback(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv(NO_CLUSTER, raising=False)
+    if before is not None:
+        monkeypatch.setenv(NO_CLUSTER, before)
+    address = get_node_ip_address()
+    asked = started(configured(), monkeypatch)
+    assert (asked["address"], asked["dashboard_host"]) == ("local", "127.0.0.1")
+    assert (asked["node"], asked["variable"]) == ("127.0.0.1", "0")
+    assert (get_node_ip_address(), os.environ.get(NO_CLUSTER)) == (address, before)
+    for variables in (engine_env(configured()), learner_env(configured())):
+        assert variables["GLOO_SOCKET_IFNAME"] == "lo"
+        assert variables["VLLM_HOST_IP"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("where", ["config", "environment"])
+def test_a_cluster_is_met_where_it_is(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = configured(cluster={"address": "10.0.0.1:6379"}) if where == "config" else configured()
+    if where == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    asked = started(config, monkeypatch)
+    assert (asked["address"], asked["variable"], asked["node"]) == ("10.0.0.1:6379", None, get_node_ip_address())
+    assert not {"GLOO_SOCKET_IFNAME", "VLLM_HOST_IP"} & (engine_env(config) | learner_env(config)).keys()
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_no_secret_is_handed_to_ray(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in a runtime environment is shown by the dashboard."""
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "s3cret-s3cret")
+    config = configured(cluster={"address": address})
+    handed = [started(config, monkeypatch), engine_env(config), learner_env(config)]
+    assert "s3cret" not in str(handed)
+    assert not any(is_secret_name(name) for variables in handed[1:] for name in variables)
 
 
 @pytest.mark.parametrize(

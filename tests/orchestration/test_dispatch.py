@@ -104,6 +104,15 @@ async def test_a_failed_ticket_is_tried_again_then_counted_and_replaced(tmp_path
         assert rows == [(3, "boom"), (1, ""), (1, "")]
 
 
+async def test_an_attempt_that_failed_nobody_knows_why_is_tried_again_too(tmp_path: Path) -> None:
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured(max_attempts=3)) as dispatcher:
+        await fleet.finish(0, state="failed")
+        assert fleet.in_flight == [0, 1]
+        await fleet.finish(0, 1)
+        assert counts(dispatcher) == {"issued": 2, "queued": 2}
+
+
 async def test_a_retry_that_succeeds_ends_the_ticket_once(tmp_path: Path) -> None:
     fleet = Fleet()
     async with dispatching(tmp_path, fleet, configured(max_attempts=3)) as dispatcher:

@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayActorError
 
 from orchestration.dispatch import Dispatcher
 from orchestration.ledger import Ledger
-from orchestration.places import RolloutError
-from tests.orchestration.fleet import BATCH, Fleet, configured, counts, dispatching, settle, update
+from orchestration.start import RolloutError
+from tests.orchestration.fleet import (
+    BATCH,
+    KILLED,
+    Ends,
+    Fleet,
+    configured,
+    counts,
+    dispatching,
+    eventually,
+    settle,
+    update,
+)
 
 # --- when a batch is ready -------------------------------------------------------------------------------------------
 
@@ -106,25 +116,68 @@ async def test_a_run_in_which_nothing_can_be_trained_gives_up(tmp_path: Path) ->
         )
 
 
-async def test_a_dead_actor_ends_the_wait_by_name(tmp_path: Path) -> None:
+async def test_a_dead_actor_is_named_and_its_tickets_are_tried_again_on_another(tmp_path: Path) -> None:
     fleet = Fleet(actors=2)
     async with dispatching(tmp_path, fleet, configured()) as dispatcher:
         ready = asyncio.create_task(dispatcher.batch_ready())
-        await fleet.fail(1, RayActorError(error_msg="The actor died: out of memory"))
-        with pytest.raises(RolloutError, match="rollout actor 1 failed at ticket 1: The actor died: out of memory"):
-            await ready
-        assert fleet.in_flight == [0]  # and nothing new is issued
+        fleet.handles[1].absent = True
+        fleet.handles[1].die()
+        await settle()
+        [said] = fleet.said
+        assert said.startswith(
+            "warning: rollout actor 1 failed at ticket 1: The actor died: out of memory; it is started again ("
+        )
+        assert [(number, ticket.index, ticket.attempt) for number, ticket in fleet.asked] == [
+            (0, 0, 0), (1, 1, 0), (0, 1, 1),
+        ]  # fmt: skip
+        assert len({(ticket.env, ticket.seed) for _, ticket in fleet.asked if ticket.index == 1}) == 1
+        assert not ready.done()
+        await fleet.finish(0, 1)
+        assert ready.result() == BATCH
+        assert counts(dispatcher) == {"issued": 2, "queued": 2}
 
 
-async def test_an_actor_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    config = configured(ticket_timeout_s=0.02)
+async def test_an_actor_that_does_not_answer_is_named_and_its_ticket_tried_again_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, fleet = Ends(monkeypatch), Fleet(actors=2)
+    config = configured(ticket_timeout_s=0.5)
     config = config.model_copy(update={"queue": config.queue.model_copy(update={"timeout_s": 0.03})})
-    async with dispatching(tmp_path, Fleet(), config) as dispatcher:
-        with pytest.raises(RolloutError, match=r"no ticket ended within 0.03 s \(queue.timeout_s\): 2 in flight on 1"):
+    async with dispatching(tmp_path, fleet, config) as dispatcher:
+        nothing_ended = (
+            r"no ticket ended within 0.03 s \(queue.timeout_s\): 2 in flight, rollout actors: 2 up, 0 groups"
+        )
+        with pytest.raises(RolloutError, match=nothing_ended):
             await dispatcher.batch_ready()
-        await asyncio.sleep(0.05)
-        with pytest.raises(RolloutError, match=r"rollout actor 0 did not answer for ticket [01] within 0\.05 s"):
-            await dispatcher.batch_ready()
+        await fleet.finish(1)
+        await eventually(lambda: len(fleet.asked) == 3)
+        assert "rollout actor 0 did not answer for ticket 0 within 0.53 s; it is started again" in fleet.said[0]
+        assert (fleet.asked[2][0], fleet.asked[2][1].index, fleet.asked[2][1].attempt) == (1, 0, 1)
+        await fleet.finish(0)
+        assert await dispatcher.batch_ready() == BATCH
+        await eventually(lambda: ends.processes == [0])
+
+
+async def test_where_no_actor_is_up_when_tickets_are_due_they_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only actor dies between the weights and the next tickets: nobody can be given any until it is back."""
+    Ends(monkeypatch)
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured()) as dispatcher:
+        await fleet.finish(0, 1)
+        fleet.handles[0].absent = True
+        fleet.handles[0].die()
+        dispatcher._fleet.lost(0, KILLED)
+        await update(dispatcher, 0, 0, 1)
+        assert fleet.in_flight == []
+        ready = asyncio.create_task(dispatcher.batch_ready())
+        await settle()
+        assert not ready.done()
+        fleet.handles[0].absent = False
+        await eventually(lambda: fleet.in_flight == [2, 3])
+        await fleet.finish(2, 3)
+        assert await ready == BATCH
 
 
 # --- going on from a checkpoint --------------------------------------------------------------------------------------
@@ -147,7 +200,7 @@ async def test_a_restored_dispatcher_goes_on_where_the_other_was(tmp_path: Path)
 
     second = Fleet(actors=2)
     with Ledger(tmp_path / "copy.sqlite") as ledger:
-        again = Dispatcher(config, second.handles, ledger)
+        again = Dispatcher(config, second.up(config), ledger)
         again.restore(0, state)
         again.issue()
         await settle()
@@ -174,7 +227,7 @@ async def test_a_restored_dispatcher_counts_what_was_trained(tmp_path: Path) -> 
         state = dispatcher.state()
     again_fleet = Fleet()
     with Ledger(tmp_path / "copy.sqlite") as ledger:
-        again = Dispatcher(configured(), again_fleet.handles, ledger)
+        again = Dispatcher(configured(), again_fleet.up(configured()), ledger)
         again.restore(3, state)
         again.issue()
         await settle()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError, RayError
 
 from configs.samplers import DdeSettings, ParallelSettings, SamplerSettings, SequentialSettings, SesaSettings
 from configs.schema import RunConfig
@@ -47,6 +48,22 @@ class Actor:
         return self._answer(tickets, samples)
 
 
+class Fixed:
+    """These actors, of whom one that fails is not asked again."""
+
+    def __init__(self, *actors: Actor) -> None:
+        self.left: dict[int, Any] = dict(enumerate(actors))
+        self.failed: list[tuple[int, str]] = []
+
+    async def there(self) -> dict[int, Any]:
+        assert self.left, "nobody is left"
+        return dict(self.left)
+
+    def lost(self, number: int, error: RayError) -> None:
+        self.failed.append((number, str(error)))
+        del self.left[number]
+
+
 def half(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
     """Every other sample of episodes with an even number is solved, all of the others."""
     rewards = {0: [1.0, 0.0] * (samples // 2), 1: [1.0] * samples}
@@ -61,8 +78,8 @@ def configured(episodes: int, timeout_s: float = 10.0, **groups: Any) -> RunConf
 
 
 async def test_all_held_out_episodes_are_sampled_once_by_all_actors() -> None:
-    actors: list[Any] = [Actor(half), Actor(half)]
-    evaluation = await evaluate(configured(70), actors)
+    actors = [Actor(half), Actor(half)]
+    evaluation = await evaluate(configured(70), Fixed(*actors))
     asked = [ticket for actor in actors for chunk in actor.asked for ticket in chunk]
     assert sorted(asked, key=lambda t: t.index) == held_out_tickets(70, "frozen_lake")
     assert [[len(chunk) for chunk in actor.asked] for actor in actors] == [[16, 16, 6], [16, 16]]
@@ -73,8 +90,8 @@ async def test_all_held_out_episodes_are_sampled_once_by_all_actors() -> None:
 
 
 async def test_an_actor_without_episodes_is_left_alone() -> None:
-    actors: list[Any] = [Actor(half), Actor(half)]
-    evaluation = await evaluate(configured(3), actors)
+    actors = [Actor(half), Actor(half)]
+    evaluation = await evaluate(configured(3), Fixed(*actors))
     assert [len(actor.asked) for actor in actors] == [1, 0]
     assert len(evaluation.by_episode) == 3
 
@@ -83,7 +100,7 @@ async def test_lists_of_an_episode_share_its_seed_and_no_number() -> None:
     actor = Actor(half)
     done: list[tuple[int, int]] = []
     plan = Plan(4, 3, SequentialSettings(solutions=4))
-    payloads = await sample(configured(30), [actor], plan, lambda *told: done.append(told))
+    payloads = await sample(configured(30), Fixed(actor), plan, lambda *told: done.append(told))
     tickets = [ticket for chunk in actor.asked for ticket in chunk]
     assert len(payloads) == len({t.index for t in tickets}) == 90
     by_number = {t.index: t.seed for t in tickets}
@@ -101,13 +118,12 @@ async def test_log_probs_are_compared_on_groups_that_have_some() -> None:
             for t, data in zip(tickets, half(tickets, samples), strict=True)
         ]
 
-    actor: Any = Actor(some_failed)
-    evaluation = await evaluate(configured(6), [actor])
+    evaluation = await evaluate(configured(6), Fixed(Actor(some_failed)))
     assert (evaluation.unjudged, evaluation.cause, len(evaluation.payloads)) == (3, "boom", 3)
 
 
 async def test_an_actor_that_takes_too_long_is_named() -> None:
-    actors: list[Any] = [Actor(half), Actor(half, delay_s=5.0)]
+    actors = Fixed(Actor(half), Actor(half, delay_s=5.0))
     says = r"rollout actor 1 did not sample 16 held-out episodes within 0.05 s \(eval.timeout_s\)"
     with pytest.raises(EvaluationError, match=says):
         await evaluate(configured(40, timeout_s=0.05), actors)
@@ -117,9 +133,40 @@ async def test_what_fails_on_an_actor_is_not_hidden() -> None:
     def broken(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
         raise RuntimeError("the engine stopped")
 
-    actors: list[Any] = [Actor(half), Actor(broken)]
+    actors = Fixed(Actor(half), Actor(broken))
     with pytest.raises(RuntimeError, match="the engine stopped"):
         await evaluate(configured(40), actors)
+
+
+async def test_the_episodes_of_an_actor_that_fails_go_to_the_others() -> None:
+    """Actor 1 dies on its second call; all episodes are sampled, in their order, and told of once."""
+    calls: list[int] = []
+
+    def dying(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
+        calls.append(len(tickets))
+        if len(calls) == 2:
+            raise RayActorError(error_msg="The actor died: out of memory")
+        return half(tickets, samples)
+
+    lanes, told = Fixed(Actor(half), Actor(dying)), list[tuple[int, int]]()
+    payloads = await sample(configured(100), lanes, Plan(4), lambda *done: told.append(done))
+    assert [decode_group(data).ticket for data in payloads] == held_out_tickets(100, "frozen_lake")
+    assert lanes.failed == [(1, "The actor died: out of memory")]
+    assert len(calls) == 2
+    assert told == sorted(told)
+    assert told[-1] == (100, 100)
+
+
+async def test_episodes_left_when_all_lanes_have_ended_are_handed_out_again() -> None:
+    """One chunk, and who has it fails when the other has nothing more to do."""
+
+    def dying(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
+        raise RayActorError(error_msg="The actor died: out of memory")
+
+    actors = [Actor(dying, delay_s=0.01), Actor(half)]
+    evaluation = await evaluate(configured(8), Fixed(*actors))
+    assert len(evaluation.by_episode) == 8
+    assert [len(actor.asked) for actor in actors] == [1, 1]
 
 
 def test_common_targets_are_the_environments() -> None:
@@ -160,6 +207,7 @@ def model(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("")
+    (folder / "model.safetensors").write_bytes(b"")
     return folder
 
 

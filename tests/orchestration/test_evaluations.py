@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from orchestration.driver import Driver
 from orchestration.evaluation import Evaluation
 from orchestration.evaluations import Evaluations
 from orchestration.ledger import Ledger, State
-from orchestration.replay_queue import Taken
+from orchestration.replay_buffer import Taken
 from orchestration.run_folder import RunFolder
 from orchestration.totals import Totals
 from tests.orchestration.fleet import Fleet, configured, settle, taken
@@ -66,6 +66,7 @@ class Dispatcher:
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.queue, self.wanted = "", frozenset[int]()
         self.stopped = False
         self.pivots = Pivots()
 
@@ -86,25 +87,19 @@ class Dispatcher:
 
 
 class Others:
-    """Queue, learner ranks, checkpoints and the guard, which have nothing to object."""
+    """Queue, learner ranks, actors, checkpoints and the guard, which have nothing to object."""
 
     def __init__(self) -> None:
-        self.take, self.checkpoints = self, list[int]()
+        self.checkpoints = list[int]()
 
-    def options(self, **_: Any) -> Others:
-        return self
-
-    def remote(self, *_: Any) -> tuple[Any, Any]:
-        async def taken() -> Taken:
-            header: Any = object()
-            return Taken((header,), ())
-
-        return taken(), None
+    async def take(self, *_: Any) -> tuple[Taken, Any]:
+        header: Any = object()
+        return Taken((header,), ()), None
 
     async def update(self, payloads: Any) -> UpdateSums:
         return UpdateSums(steps=1)
 
-    async def broadcast(self) -> None: ...
+    async def sync(self) -> None: ...
 
     async def look_at(self, *_: Any) -> None: ...
 
@@ -123,13 +118,13 @@ class Run:
         dispatcher: Any = Dispatcher(version)
         self.folder, self.said = RunFolder(path), list[str]()
         self.others, self.recorder, self.dispatcher = others, recorder, dispatcher
-        self.evaluations = Evaluations(config, self.folder, [], recorder, self.said.append)
+        self.evaluations = Evaluations(config, self.folder, others, recorder, self.said.append)
 
         async def evaluated(*_: Any) -> Evaluation:
             return BEFORE
 
         monkeypatch.setattr(evaluations, "evaluate", evaluated)
-        self.driver = Driver(config, others, dispatcher, others, others, recorder, others, self.evaluations)
+        self.driver = Driver(config, others, dispatcher, others, others, others, recorder, others, self.evaluations)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.folder.evaluations.read_text().splitlines()]
@@ -217,18 +212,12 @@ class Queue:
     """Gives what the ledger calls queued; batches: the tickets of each."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.take, self._ledger, self.batches = self, ledger, list[list[int]]()
+        self._ledger, self.batches = ledger, list[list[int]]()
 
-    def options(self, **_: Any) -> Queue:
-        return self
-
-    def remote(self, size: int, version: int) -> tuple[Any, Any]:
+    async def take(self, size: int, version: int, wanted: Set[int]) -> tuple[Taken, Any]:
         self.batches.append(self._ledger.indices(State.QUEUED)[:size])
-
-        async def answer() -> Taken:
-            return taken(*self.batches[-1])
-
-        return answer(), None
+        assert wanted >= set(self.batches[-1])
+        return taken(*self.batches[-1]), None
 
 
 async def without_lag(
@@ -260,9 +249,11 @@ async def without_lag(
     with Ledger(path / "ledger.sqlite") as ledger:
         others: Any = Others()
         recorder: Any = Recorder(config)
-        queue, dispatcher = Queue(ledger), Dispatching(config, fleet.handles, ledger)
-        log = Evaluations(config, RunFolder(path), [], recorder, lambda _: None)
-        driver = Driver(config, others, dispatcher, queue, others, recorder, others, log)
+        queue: Any = Queue(ledger)
+        actors = fleet.up(config)
+        dispatcher = Dispatching(config, actors, ledger)
+        log = Evaluations(config, RunFolder(path), actors, recorder, lambda _: None)
+        driver = Driver(config, others, dispatcher, queue, others, actors, recorder, others, log)
         ending = asyncio.create_task(end_tickets())
         await driver.train()
         ending.cancel()

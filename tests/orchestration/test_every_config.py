@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ class Stage:
         """In place of `session.joined_cluster`: it is joined already, and not left."""
         yield
 
-    def processes(self, config: RunConfig, policy: str, _: None) -> Processes:
+    def processes(self, config: RunConfig, policy: str, *_: Any) -> Processes:
         """In place of `session.spawn_processes`."""
         if self._kept is None:
-            self._kept = spawn_processes(config, policy, self._group)
+            made = spawn_processes(config, policy, self._group)
+            self._kept = replace(made, new_ranks=nothing_more, new_actor=nothing_more)
             return self._kept
         replay: Any = ray.remote(ReplayQueue)
         replay = replay.options(num_cpus=0).remote(config.queue)
@@ -73,7 +75,7 @@ class Stage:
             for process, more in ((self._kept.ranks[0], ()), (self._kept.actors[0], (replay,)))
         ]
         ray.get(begun)
-        self._kept = Processes(replay, self._kept.actors, self._kept.ranks)
+        self._kept = replace(self._kept, replay=replay)
         return self._kept
 
     def drop(self) -> None:
@@ -81,6 +83,10 @@ class Stage:
         for process in (*self._kept.ranks, *self._kept.actors) if self._kept else ():
             ray.kill(process)
         self._kept = None
+
+
+def nothing_more(*_: object) -> Any:
+    raise AssertionError("a process of a run without faults is started once more")
 
 
 def begin_anew(process: Any, *arguments: Any) -> None:

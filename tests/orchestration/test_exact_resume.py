@@ -139,10 +139,10 @@ def test_without_lag_a_run_is_the_synchronous_loop(straight: Path, small_policy:
                 receipt = await stack.sample(len(fates), ticket)
                 fates.append((ticket.index, receipt.state))
                 accepted, asked = accepted + (receipt.state == "queued"), asked + 1
-            taken, payloads = stack.replay.take.options(num_returns=2).remote(batch, version)
-            assert len((await taken).fresh) == accepted
+            taken, payloads = await stack.take(batch, version, range(len(fates)))
+            assert len(taken.fresh) == accepted
             await stack.update(payloads)
-            await stack.learners.broadcast()
+            await stack.broadcast()
         await stack.learners.export(str(tmp_path / "policy"))
 
     with started(settings, small_policy, small_policy) as stack:

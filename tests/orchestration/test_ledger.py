@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -100,6 +101,18 @@ def test_a_ticket_is_issued_once(ledger: Ledger) -> None:
     assert ledger.counts().issued == 1
 
 
+@pytest.mark.parametrize("origin", [State.IN_FLIGHT, State.QUEUED])
+def test_another_attempt_is_the_same_ticket_in_flight_again(ledger: Ledger, origin: State) -> None:
+    bring(ledger, 4, origin)
+    assert ledger.retry(4, "its actor died") == replace(ticket(4), attempt=1)
+    assert ledger.retry(4, "its actor died") == replace(ticket(4), attempt=2)
+    assert ledger.tickets(State.IN_FLIGHT) == [replace(ticket(4), attempt=2)]
+    assert ledger.counts() == LedgerCounts(1, 0, 0, 0, 0, 0, 0, in_flight=1)
+    ledger.move([4], State.QUEUED)
+    ledger.move([4], State.TRAINED)
+    assert ledger.counts().trained == 1
+
+
 def test_unknown_tickets_are_named(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="ticket 9 cannot become queued: it is unknown"):
         ledger.move([9], State.QUEUED)
@@ -107,8 +120,8 @@ def test_unknown_tickets_are_named(ledger: Ledger) -> None:
         ledger.retry(9, "why not")
 
 
-@pytest.mark.parametrize("state", [state for state in State if state is not State.IN_FLIGHT])
-def test_only_a_ticket_in_flight_is_tried_again(ledger: Ledger, state: State) -> None:
+@pytest.mark.parametrize("state", FINAL)
+def test_a_ticket_that_has_its_end_is_not_tried_again(ledger: Ledger, state: State) -> None:
     bring(ledger, 2, state)
     with pytest.raises(LedgerError, match=f"ticket 2 cannot be tried again: it is {state}"):
         ledger.retry(2, "why not")
@@ -187,7 +200,7 @@ def test_any_sequence_of_calls_keeps_the_balance(calls: list[tuple[str, list[int
         if call == "issue":
             legal = index not in states
         elif call == "retry":
-            legal = states.get(index) is State.IN_FLIGHT
+            legal = states.get(index) in (State.IN_FLIGHT, State.QUEUED)
         else:
             origins = [states.get(i) for i in indices]
             legal = len(set(indices)) == len(indices) and all(o and target in LEGAL.get(o, ()) for o in origins)
@@ -202,8 +215,7 @@ def test_any_sequence_of_calls_keeps_the_balance(calls: list[tuple[str, list[int
             assert not legal
         else:
             assert legal
-            if call != "retry":
-                states.update(dict.fromkeys(indices, target) if call == "move" else {index: State.IN_FLIGHT})
+            states.update(dict.fromkeys(indices, target) if call == "move" else {index: State.IN_FLIGHT})
         counts = ledger.counts()
         counts.check()
         assert {s: getattr(counts, s) for s in State if getattr(counts, s)} == Counter(states.values())
@@ -251,3 +263,9 @@ def test_a_backup_is_one_file_of_that_moment(ledger: Ledger, tmp_path: Path) -> 
 def test_a_backup_that_cannot_be_written_is_said(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match=r"nowhere/copy.sqlite: unable to open"):
         ledger.backup(tmp_path / "nowhere" / "copy.sqlite")
+
+
+def test_a_pipe_is_no_ledger_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ledger.sqlite")
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite: no ledger: it is no file"):
+        Ledger(tmp_path / "ledger.sqlite")

@@ -14,7 +14,7 @@ from learner.update_sums import UpdateSums
 from orchestration.driver import Driver
 from orchestration.learners import LearnerError
 from orchestration.nonfinite import NonfiniteGuard, read_batch
-from orchestration.replay_queue import Taken
+from orchestration.replay_buffer import Taken
 from tests.builders import parallel_group
 
 GROUPS = [encode_group(parallel_group(1.0, 0.0, index=i)) for i in range(2)]
@@ -86,7 +86,8 @@ async def test_the_loop_counts_the_tickets_as_filtered_and_goes_on_until_the_lim
     books: Any = Books()
     learners: Any = Learners()
     guard = NonfiniteGuard(tmp_path / "nonfinite", limit=2)
-    driver = Driver(RunConfig(), books, books, None, learners, books, guard, books)
+    nobody: Any = None
+    driver = Driver(RunConfig(), books, books, nobody, learners, nobody, books, guard, books)
     payloads: Any = asyncio.get_running_loop().create_future()
     payloads.set_result(GROUPS)
     taken = Taken((), ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from configs.schema import RunConfig
 from envs.trajectory import PivotTrial, Ticket
 from orchestration.checkpoints import CheckpointError, read_pivots
 from orchestration.pivot_memory import PivotMemory, PivotState
-from orchestration.places import Places, RolloutError
 from orchestration.resume import resume_point
+from tests.orchestration.fleet import Ends, Fleet, configured, dispatching, eventually, settle, update
 from tests.orchestration.small_run import Run
-from tests.orchestration.test_dispatch import Fleet, configured, dispatching, settle, update
 
 Told = list[tuple[str, Recoverability]]
 
@@ -190,24 +188,10 @@ def _state(pivots: PivotMemory) -> PivotState:
     return state
 
 
-class Actor:
-    """`actor.use_recoverability.remote(model)`: keeps it, or never answers."""
-
-    def __init__(self, answers: bool = True) -> None:
-        self.got: list[Recoverability] = []
-        self._answers = answers
-        self.use_recoverability = self
-
-    async def remote(self, model: Recoverability) -> None:
-        if not self._answers:
-            await asyncio.Event().wait()
-        self.got.append(model)
-
-
 async def test_every_actor_is_told_once() -> None:
-    actors: list[Any] = [Actor(), Actor(), Actor()]
-    await Places(RunConfig(), actors).tell("use_recoverability", FIT)
-    assert [actor.got for actor in actors] == [[FIT]] * 3
+    fleet = Fleet(actors=3)
+    await fleet.up(RunConfig()).tell("use_recoverability", FIT)
+    assert [handle.told for handle in fleet.handles] == [{"use_recoverability": (FIT,)}] * 3
 
 
 @pytest.mark.parametrize(("settings", "takes"), [(DdeSettings(), True), (ParallelSettings(), False)])
@@ -218,11 +202,15 @@ async def test_an_actor_chooses_pivots_by_what_it_was_told(settings: SamplerSett
     assert (getattr(actor._sampler, "recoverability", None) == FIT) is takes
 
 
-async def test_an_actor_that_does_not_answer_is_named() -> None:
-    actors: list[Any] = [Actor(), Actor(answers=False)]
-    places = Places(RunConfig.model_validate({"sync": {"timeout_s": 0.05}}), actors)
-    with pytest.raises(RolloutError, match=r"actor 1 did not answer use_recoverability within 0\.05 s \(sync\."):
-        await places.tell("use_recoverability", FIT)
+async def test_an_actor_that_does_not_answer_is_named_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, fleet = Ends(monkeypatch), Fleet(actors=2)
+    fleet.handles[1].silent.add("use_recoverability")
+    actors = fleet.up(RunConfig.model_validate({"sync": {"timeout_s": 0.05}}))
+    await actors.tell("use_recoverability", FIT)
+    assert "rollout actor 1 did not answer use_recoverability within 0.05 s (sync.timeout_s)" in fleet.said[0]
+    assert fleet.handles[0].told == {"use_recoverability": (FIT,)}
+    await eventually(lambda: ends.processes == [1])
+    await actors.close()
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def policy_folder(folder: Path, **tokenizer: str) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 
 
@@ -109,7 +110,6 @@ def test_a_demonstration_that_cannot_be_judged_names_the_warm_up(
 def test_the_digest_is_of_what_is_loaded(tmp_path: Path) -> None:
     """Where the folder lies, its README and its subfolders do not matter; every file of the policy does."""
     folder = policy_folder(tmp_path / "one", chat_template="x")
-    (folder / "model.safetensors").write_bytes(b"weights")
     first = policy_digest(folder)
     assert first.startswith("sha256:")
     shutil.copytree(folder, tmp_path / "other")

@@ -73,7 +73,7 @@ def test_what_is_broadcast_is_what_is_exported(stack: Stack, tmp_path: Path) -> 
     """The actors' bytes are those sent (sync.checksum); those sent are the export's."""
 
     async def broadcast() -> int:
-        times = await stack.learners.broadcast()
+        times = await stack.broadcast()
         assert times.total_s < 10
         await stack.learners.export(str(tmp_path / "policy"))
         rank: Any = stack.learners._ranks[0]
@@ -89,7 +89,7 @@ def test_what_is_broadcast_is_what_is_exported(stack: Stack, tmp_path: Path) -> 
 
 def test_after_a_broadcast_engine_and_learner_agree_as_before(stack: Stack) -> None:
     async def round_trip() -> Any:
-        await stack.learners.broadcast()
+        await stack.broadcast()
         _, payloads = await stack.sample_batch(100, 6)
         return await stack.learners.score(await payloads)
 
@@ -106,11 +106,11 @@ def test_requests_in_flight_go_on_under_the_new_weights(stack: Stack) -> None:
         sampling = [asyncio.create_task(stack.sample(i, ticket)) for i, ticket in enumerate(tickets)]
         await asyncio.sleep(0.4)
         await stack.update(first)
-        await stack.learners.broadcast()
+        await stack.broadcast()
         await asyncio.gather(*sampling)
-        taken_ref, payloads_ref = stack.replay.take.options(num_returns=2).remote(24, stack.version)
-        assert len((await taken_ref).fresh) == 24
-        messages = await payloads_ref
+        taken, payloads = await stack.take(24, stack.version, [ticket.index for ticket in tickets])
+        assert len(taken.fresh) == 24
+        messages = await payloads
         return old, await stack.learners.score(messages), [decode_group(m) for m in messages]
 
     old, sums, groups = stack.run(overlap)

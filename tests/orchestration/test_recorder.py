@@ -24,7 +24,7 @@ from orchestration.console import Console
 from orchestration.evaluation import Evaluation
 from orchestration.ledger import Ledger
 from orchestration.recorder import Recorder
-from orchestration.replay_queue import Depth, Taken
+from orchestration.replay_buffer import Depth, Taken
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import Sampled
 from orchestration.totals import RecorderState, Totals, Unrecorded
@@ -45,17 +45,22 @@ RECEIPTS = (
 )  # fmt: skip
 
 
-class Answering:
-    """`handle.method.remote()` of one method, as Ray has it."""
+ACTOR = (0, 1)  # number and life
 
-    def __init__(self, **answers: Any) -> None:
-        self.answers = answers
 
-    def __getattr__(self, method: str) -> Any:
-        async def remote() -> Any:
-            return self.answers[method]
+class Clocks:
+    """The fleet, as far as the recorder asks it."""
 
-        return SimpleNamespace(remote=remote)
+    def __init__(self) -> None:
+        self.own = {ACTOR: EngineClock(0.0, 0.0, 0.0, 0)}
+
+    async def clocks(self) -> dict[tuple[int, int], EngineClock]:
+        return dict(self.own)
+
+
+class Queue:
+    async def depth(self) -> Depth:
+        return Depth(0, 0, 0)
 
 
 class Books:
@@ -65,27 +70,28 @@ class Books:
         self, folder: RunFolder, state: RecorderState | None = None, sampled: Sampled | None = None, **run: Any
     ) -> None:
         self.folder, self.ledger = folder, Ledger(folder.ledger)
-        self.actor = Answering(clock=EngineClock(0.0, 0.0, 0.0, 0))
+        self.fleet = Clocks()
         config = RunConfig.model_validate({"run": run})
         dispatcher: Any = SimpleNamespace(
             take_sampled=self._take, ledger=self.ledger, version=1, sampled=sampled or Sampled()
         )
         self.dispatcher = dispatcher
-        processes: Any = SimpleNamespace(actors=[self.actor], replay=Answering(depth=Depth(0, 0, 0)))
+        fleet: Any = self.fleet
+        replay: Any = Queue()
         learners: Any = None
         self.said = StringIO()
         console = Console(config, 0.0, self.said)
-        self.recorder = Recorder(config, folder, console, processes, learners, self.dispatcher, 0.0, state)
+        self.recorder = Recorder(config, folder, console, fleet, replay, learners, self.dispatcher, 0.0, state)
 
     def end(self, *receipts: Receipt) -> None:
         """These tickets ended."""
         for receipt in receipts:
             self.dispatcher.sampled.add(receipt)
 
-    async def update(self, number: int, *receipts: Receipt, tokens: int = 0) -> dict[str, Any]:
-        """The line of an update before which these receipts came and `tokens` were sampled in all."""
+    async def update(self, number: int, *receipts: Receipt, tokens: int = 0, life: int = 1) -> dict[str, Any]:
+        """The line of an update before which these receipts came and `tokens` were sampled in all, in this life."""
         self.end(*receipts)
-        self.actor.answers["clock"] = EngineClock(float(number), 0.5 * number, 0.0, tokens)
+        self.fleet.own = {(0, life): EngineClock(float(number), 0.5 * number, 0.0, tokens)}
         payloads: Any = None
         await self.recorder.record(number, TAKEN, SUMS, SyncTimes(), payloads)
         line: dict[str, Any] = json.loads(self.folder.metrics.read_text().splitlines()[-1])
@@ -138,6 +144,13 @@ async def test_where_nothing_was_sampled_there_is_no_number(books: Books) -> Non
     assert of(line, "pivots", "branch_tokens", "env_steps") == [0, 0, 0]
 
 
+async def test_tokens_of_an_engine_that_was_started_again_add_up(books: Books) -> None:
+    await books.recorder.begin()
+    assert (await books.update(1, tokens=500))["generated_tokens"] == 500
+    assert (await books.update(2, tokens=80, life=2))["generated_tokens"] == 580
+    assert (await books.update(3, tokens=100, life=2))["generated_tokens"] == 600
+
+
 async def test_sums_go_on_after_a_resume(books: Books) -> None:
     await books.recorder.begin()
     await books.update(1, *RECEIPTS, tokens=500)
@@ -182,7 +195,7 @@ async def test_an_evaluation_and_the_tickets_beside_it_before_a_checkpoint(books
     """The evaluation samples 600 tokens, tickets that end meanwhile 1000: those are of update 2."""
 
     async def evaluating() -> Evaluation:
-        books.actor.answers["clock"] = EngineClock(9.0, 4.5, 0.0, 500 + 1000 + 600)
+        books.fleet.own = {ACTOR: EngineClock(9.0, 4.5, 0.0, 500 + 1000 + 600)}
         books.end(replace(RECEIPTS[1], sampled_tokens=1000))
         return replace(EVALUATED, sampled_tokens=600)
 

@@ -114,6 +114,17 @@ def test_all_text_is_escaped(make_run: MakeRun) -> None:
     assert "<b>run&amp;" in page.text
 
 
+def test_a_secret_of_an_older_configuration_is_not_shown(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of today are refused when they hold one."""
+    monkeypatch.setenv("WANDB_API_KEY", "9c41d7aa03be5588")
+    folder = make_run()
+    with (folder / "config.yaml").open("a") as file:
+        file.write("# 9c41d7aa03be5588 https://me:pw@host\n")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "[WANDB_API_KEY] https://[...]@host" in page
+    assert "9c41d7aa" not in page
+
+
 def test_missing_values_are_dashes(make_run: MakeRun) -> None:
     nothing = math.nan
     folder = make_run(

@@ -14,13 +14,15 @@ import pytest
 
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig, StopSettings
+from envs.codec import encode_group
 from envs.trajectory import Ticket
 from orchestration.checkpoints import CheckpointError, read_state
 from orchestration.cluster import ROOT
 from orchestration.ledger import Ledger, State
-from orchestration.resume import ResumeError, check_policy, different, resume_point, roll_back
+from orchestration.resume import ResumeError, check_policy, different, point_in, resume_point, roll_back
 from orchestration.run_folder import RunFolder, RunFolderError
-from tests.orchestration.small_run import BEFORE, POLICY, Run
+from tests.builders import parallel_group
+from tests.orchestration.small_run import BEFORE, POLICY, Run, queued
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_the_point_is_that_of_the_latest_checkpoint(left: Path) -> None:
     assert point.checkpoint == left / "checkpoints" / "step-000002"
     assert point.state.update == 2
     assert point.state.before.by_episode == BEFORE.by_episode
-    assert point.queued == (b"group 1", b"group 2")
+    assert point.queued == (queued(1), queued(2))
     assert (point.config.run.updates, point.config.rollout.actors, point.config.deepspeed.ranks) == (12, 1, 3)
     assert point.said == (
         f"resuming {left} from step-000002, 12 s into the run",
@@ -89,6 +91,26 @@ def test_a_config_that_says_the_same_is_no_contradiction(left: Path, tmp_path: P
     same.write_text(same.read_text().replace("weight_decay: 0.0", "weight_decay: 0.5"))
     assert "differs from" in refused(left, config=same)
     assert "in optim.weight_decay: leave --config away" in refused(left, config=same)
+
+
+def test_the_process_that_works_on_a_run_finds_its_way_back_itself(left: Path) -> None:
+    """With the run's lock held, as after a fault of the learner; the config is the one it runs with."""
+    folder = RunFolder.reopen(left)
+    config = load_config(left / "config.yaml", ["run.updates=12"])
+    point = point_in(folder, config)
+    assert (point.folder, point.config) == (folder, config)
+    assert (point.checkpoint.name, point.state.update, point.queued) == ("step-000002", 2, (queued(1), queued(2)))
+    roll_back(point)
+    assert rows(left / "ledger.sqlite") == [(1, "queued"), (2, "queued"), (101, "in_flight"), (102, "in_flight")]
+    assert "is in use by process" in refused(left)  # the lock is as it was
+    folder.release()
+
+
+def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    with pytest.raises(ResumeError, match=r"has none \(checkpoint\.every\)"):
+        point_in(folder, RunConfig())
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -120,12 +142,21 @@ def test_a_queue_too_small_for_what_was_queued_is_refused(left: Path) -> None:
     assert "queue.max_groups (1) is too small for the 2 groups queued" in refused(left)
 
 
+def message_of(size: int) -> bytes:
+    """A message of so many bytes."""
+    group = parallel_group(1.0, 0.0)
+    padded = encode_group(replace(group, sampler="x" * (size // 2)))
+    message = encode_group(replace(group, sampler="x" * (size // 2 + size - len(padded))))
+    assert len(message) == size
+    return message
+
+
 def test_a_queue_with_too_little_room_for_what_was_queued_is_refused(left: Path) -> None:
     """1 MiB takes 2^20 bytes and not one more."""
     queue = left / "checkpoints" / "step-000002" / "queue.msgpack"
-    queue.write_bytes(msgpack.packb([b"x" * 1_000_000, b"x" * 48_576]))
+    queue.write_bytes(msgpack.packb([message_of(1_000_000), message_of(48_576)]))
     resume_point(left, ["queue.max_mib=1"], None).folder.release()
-    queue.write_bytes(msgpack.packb([b"x" * 1_000_000, b"x" * 48_577]))
+    queue.write_bytes(msgpack.packb([message_of(1_000_000), message_of(48_577)]))
     assert "queue.max_mib (1) is too small for the 1048577 bytes of groups queued" in refused(left, "queue.max_mib=1")
     resume_point(left, ["queue.max_mib=2"], None).folder.release()
 
@@ -144,7 +175,7 @@ def test_evaluations_that_cannot_be_read_are_said_before_anything_changes(left: 
     (left / "evaluations.jsonl").write_text('{"update": 0, "success"\n{"update": 1}\n')
     assert "evaluations.jsonl: line 1 is no line of metrics" in refused(left)
     (left / "evaluations.jsonl").write_bytes(b"\xff\n")
-    assert "evaluations.jsonl cannot be read ('utf-8'" in refused(left)
+    assert "evaluations.jsonl: line 1 is no line of metrics: 'utf-8' codec" in refused(left)
     (left / "evaluations.jsonl").write_text(whole)
     resume_point(left, [], None).folder.release()
     (left / "evaluations.jsonl").unlink()
@@ -217,7 +248,7 @@ def test_damage_is_named(left: Path) -> None:
     ledger.unlink()
     assert "step-000002/ledger.sqlite: damaged" in refused(left)
     ledger.write_bytes(whole)
-    (checkpoint / "queue.msgpack").write_bytes(b"\x91\xc4\x01x")
+    (checkpoint / "queue.msgpack").write_bytes(msgpack.packb([queued(1)]))
     assert "2 groups queued in its ledger, 1 there" in refused(left)
     (left / "checkpoints" / "latest").write_text("step-000009\n")
     assert "step-000009/run.json: cannot be read" in refused(left)

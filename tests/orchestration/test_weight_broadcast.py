@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from envs.codec import decode_group
+from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
-from orchestration.learners import LearnerError
 from orchestration.tickets import held_out_tickets
 from tests.orchestration.stack import SETTINGS, Stack, assert_engine_and_learner_agree, started
 
@@ -44,13 +44,13 @@ def test_a_newcomer_has_the_learners_version_and_weights(stack: Stack) -> None:
     first, newcomer = stack.actors
 
     async def join() -> tuple[SyncTimes, list[list[bytes]], list[Any]]:
-        await stack.learners.connect([first])
+        await stack.learners.give({0: first}, anew=True)
         receipts, payloads = await stack.sample_batch(0, 6)
         assert {r.state for r in receipts} == {"queued"}
         await stack.update(payloads)
-        await stack.learners.broadcast()
-        await stack.learners.connect([first, newcomer])
-        times = await stack.learners.broadcast()
+        await stack.learners.give({0: first}, anew=False)
+        await stack.learners.give({0: first, 1: newcomer}, anew=True)
+        times = await stack.broadcast()
         groups = [await plain_groups(actor) for actor in (first, newcomer)]
         return times, groups, [await stack.learners.score(part) for part in groups]
 
@@ -74,13 +74,14 @@ def test_a_newcomer_has_the_learners_version_and_weights(stack: Stack) -> None:
 def test_the_learner_goes_on_without_an_actor_that_died(stack: Stack) -> None:
     first, dying = stack.actors
 
-    async def lose_one() -> tuple[str, Any]:
+    async def lose_one() -> tuple[Any, Any]:
         ray.kill(dying)
-        with pytest.raises(LearnerError) as caught:
-            await stack.learners.broadcast()
-        await stack.learners.connect([first])
-        return str(caught.value), await stack.learners.score(await plain_groups(first))
+        with pytest.raises(WeightTransferError) as caught:
+            await stack.broadcast()
+        await stack.learners.give({0: first}, anew=True)
+        return caught.value, await stack.learners.score(await plain_groups(first))
 
-    said, sums = stack.run(lose_one)
-    assert "rollout actor 1 failed to take the weights" in said
+    error, sums = stack.run(lose_one)
+    assert "rollout actor 1 failed to take the weights" in str(error)
+    assert error.cause.actors == (1,)
     assert_engine_and_learner_agree(sums)

@@ -1,0 +1,33 @@
+"""Ends a process that is stuck, and leaves the stacks of all its threads in a file.
+
+The clock runs in C: it strikes also where a thread never gives the interpreter back.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import time
+from pathlib import Path
+
+FEEDS_A_LIMIT = 20  # feeding restarts a thread: seldom enough to cost nothing
+
+
+class Watchdog:
+    """One a process. The file is there once the process has been stuck for `limit_s` behind the last `feed`."""
+
+    def __init__(self, stacks: Path) -> None:
+        stacks.parent.mkdir(parents=True, exist_ok=True)
+        self._file = stacks.open("a", encoding="utf-8")
+        self._fed, self._limit_s = 0.0, 0.0
+
+    def feed(self, limit_s: float) -> None:
+        """There is progress; within `limit_s` from now there has to be more, or this process ends with status 1."""
+        now = time.monotonic()
+        if limit_s != self._limit_s or now - self._fed > self._limit_s / FEEDS_A_LIMIT:
+            self._fed, self._limit_s = now, limit_s
+            faulthandler.dump_traceback_later(limit_s * (1 + 1 / FEEDS_A_LIMIT), exit=True, file=self._file)
+
+    def rest(self) -> None:
+        """Nothing is expected for now."""
+        self._limit_s = 0.0
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,362 @@
+"""The run's rollout actors: who gets tickets, who is started again after a fault, and how they come to the weights.
+
+An actor that dies, hangs or breaks costs the tickets it works on another attempt, and nobody else anything. It is let
+in again when its new engine holds the learner's weights, which it has to prove.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from actors.engine import EngineClock
+from actors.receipt import Receipt
+from configs.schema import RunConfig
+from envs.trajectory import Ticket
+from learner.actors_client import WeightTransferError
+from learner.sync_times import SyncTimes
+from orchestration.cluster import cause_of, end, end_process, is_placed
+from orchestration.learners import LearnerError, Learners
+from orchestration.members import Member, Phase, in_phase, in_words, least_loaded
+from orchestration.start import RolloutError, all_up, up_again
+
+TRIES = 3  # of a broadcast that failed without a culprit
+# Of rollout.hang_timeout_s: an engine that hangs ends its process itself and leaves its stacks before it is ended.
+PATIENCE = 1.5
+
+
+class Fleet:
+    """`on_change` is called whenever there is more or less room for tickets. Made and used in the driver's event loop.
+
+    era: how often the run was taken back to a checkpoint; what was sampled in an earlier one is refused by the queue.
+    """
+
+    def __init__(
+        self, config: RunConfig, learners: Learners, handles: Sequence[ActorHandle], say: Callable[[str], None]
+    ) -> None:
+        self._config, self._learners, self._say = config, learners, say
+        self.members = [Member(number, handle) for number, handle in enumerate(handles)]
+        self.era = 0
+        self.on_change: Callable[[], None] = lambda: None
+        # Beyond the actor's own limit there is only the wait for room in the queue.
+        self._limit_s = config.rollout.ticket_timeout_s + config.queue.timeout_s
+        self._news = asyncio.Event()
+        self._weights = asyncio.Lock()  # one change of the weight group at a time
+        self._group: list[tuple[int, int]] = []  # (number, life) of those in it
+        self._begun = False  # whether weights have been sent
+        self._error: BaseException | None = None
+        self._told: dict[str, tuple[Any, ...]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- for the dispatcher ------------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> list[Member]:
+        return in_phase(self.members, Phase.UP)
+
+    @property
+    def room(self) -> int:
+        """Tickets that those who are up may work on at once."""
+        return self._config.rollout.prompts_in_flight * len(self.up)
+
+    def __str__(self) -> str:
+        return in_words(self.members)
+
+    async def sample(self, ticket: Ticket) -> Receipt:
+        """One attempt; an actor's fault is a failed one, and its cause. Raises RolloutError when nobody is left."""
+        self._raise_error()
+        member = await self._free()
+        life, member.load = member.life, member.load + 1
+        answer: Any = member.handle.sample.remote(ticket, self.era)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                receipt: Receipt = await answer
+            member.failures = 0
+            return receipt
+        except asyncio.CancelledError:
+            if isinstance(answer, ray.ObjectRef):
+                ray.cancel(answer)  # or the actor goes on sampling for nobody
+            raise
+        except TimeoutError:
+            cause = f"{member.name} did not answer for ticket {ticket.index} within {self._limit_s:g} s"
+            self.lose(member, life, cause)
+        except RayError as error:
+            cause = f"{member.name} failed at ticket {ticket.index}: {cause_of(error)}"
+            self.lose(member, life, cause, dead=isinstance(error, RayActorError))
+        finally:
+            member.load -= member.life == life  # of another life it has been counted anew
+            self._news.set()
+        return Receipt(ticket, "failed", cause, actor_lost=True)
+
+    async def tell(self, method: str, *arguments: Any) -> None:
+        """Call a method of all who are up, side by side; who comes up later is told too."""
+        self._told[method] = arguments
+        await asyncio.gather(*(self._ask(member, method, *arguments) for member in self.up))
+
+    # --- for the driver ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Wait for every engine of a run that begins. Raises RolloutError naming the actors that are late or broken."""
+        await all_up(self.members, self._config.rollout.start_timeout_s)
+        for member in self.members:
+            member.phase = Phase.READY
+
+    def watch(self) -> None:
+        """Look after the actors from now on, until `close`."""
+        self._in_background(self._watch())
+
+    def look_after(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this beside everything else, until `close`; where it fails the run ends."""
+        self._in_background(work)
+
+    async def sync(self, *, anew: bool = False) -> SyncTimes:
+        """The learner's weights to all who are up, and to those who wait for them. Raises RolloutError, LearnerError.
+
+        An actor that fails meanwhile is left out, and the others get the weights anew. anew: the learner is another
+        one, with which no group is open.
+        """
+        if anew and isinstance(self._error, LearnerError):
+            self._error = None
+        self._raise_error()
+        for _ in range(TRIES + len(self.members)):
+            async with self._weights:
+                self._begun = True
+                if anew:
+                    self._group = []
+                members = in_phase(self.members, Phase.UP, Phase.READY)
+                if members and (times := await self._give(members)) is not None:
+                    return times
+            if not members:
+                # Whoever comes up is given the weights by `_admit`.
+                await self._somebody()
+                return SyncTimes()
+        raise RolloutError(f"the weights did not reach the rollout actors in {TRIES + len(self.members)} tries")
+
+    async def clocks(self) -> dict[tuple[int, int], EngineClock]:
+        """The engines' clocks by the actors' number and life."""
+        members = self.up
+        told = await asyncio.gather(*(self._ask(member, "clock") for member in members))
+        return {(m.number, m.life): clock for m, clock in zip(members, told, strict=True) if clock is not None}
+
+    async def there(self) -> Mapping[int, ActorHandle]:
+        """For an evaluation: the actors that can be asked; before the first weights are sent, all that are ready."""
+        phase = Phase.UP if self._begun else Phase.READY  # the policy as it came
+        await self._somebody(phase)
+        return {member.number: member.handle for member in in_phase(self.members, phase)}
+
+    def lost(self, number: int, error: RayError) -> None:
+        """An actor failed at an evaluation."""
+        member = self.members[number]
+        cause = f"{member.name} failed at an evaluation: {cause_of(error)}"
+        self.lose(member, member.life, cause, dead=isinstance(error, RayActorError))
+
+    async def close(self) -> None:
+        """Look after nobody any more."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- more or fewer -----------------------------------------------------------------------------------------------
+
+    def add(self, handle: ActorHandle, room: Any) -> Member:
+        """One more actor, which samples once its engine is up and it has the weights. room: its placement group."""
+        member = Member(len(self.members), handle, room, since=time.monotonic())
+        self.members.append(member)
+        self._in_background(self._bring_back(member, dead=True))
+        return member
+
+    def dismiss(self, members: Sequence[Member]) -> None:
+        """These get no more tickets, and end when they have none left."""
+        for member in members:
+            member.phase, member.since = Phase.LEAVING, time.monotonic()
+            self._in_background(self._see_off(member))
+        self._changed()
+
+    async def _see_off(self, member: Member) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limit_s):
+                while member.load:
+                    self._news.clear()
+                    await self._news.wait()
+        member.phase = Phase.GONE
+        end([member.handle], member.room)
+        self._say(f"{member.name} has left ({self})")
+        self._changed()
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def lose(self, member: Member, life: int, cause: str, *, dead: bool = False) -> None:
+        """An actor is of no use in this life: it is started again. dead: its process has ended by itself."""
+        if member.life != life or member.phase not in (Phase.UP, Phase.READY):
+            return  # known already
+        member.cause, member.failures = cause, member.failures + 1
+        member.phase, member.since, member.life = Phase.COMING, time.monotonic(), member.life + 1
+        self._say(f"warning: {cause}; it is started again ({self})")
+        self._in_background(self._bring_back(member, dead))
+        self._changed()
+
+    async def _bring_back(self, member: Member, dead: bool) -> None:
+        """Until it samples again, or is given up after rollout.max_restarts starts without a ticket between."""
+        while member.phase is Phase.COMING:
+            if member.failures > self._config.rollout.max_restarts:
+                self._give_up(member)
+                return
+            try:
+                if not dead and member.place is not None:
+                    await end_process(member.handle, member.place)
+                await up_again(member, self._config.rollout.start_timeout_s, ended=not dead)
+            except (RayError, TimeoutError) as error:
+                if member.room is None or is_placed(member.room):  # or the cluster has no room for it yet
+                    member.cause, member.failures = cause_of(error), member.failures + 1
+                dead = False
+                continue
+            if member.phase is Phase.COMING:  # and was not dismissed meanwhile
+                member.phase = Phase.READY
+                self._news.set()
+                if self._begun:
+                    await self._admit()
+                return
+
+    def _give_up(self, member: Member) -> None:
+        member.phase = Phase.GONE
+        end([member.handle], member.room)
+        self._say(
+            f"warning: {member.name} is given up after {member.failures} failures in a row (rollout.max_restarts), "
+            f"last: {member.cause} ({self})"
+        )
+        self._changed()
+
+    async def _admit(self) -> None:
+        """Give those who wait for them the weights as they are, in a group of their own: the others sample on."""
+        async with self._weights:
+            for _ in range(TRIES + len(self.members)):
+                if ready := in_phase(self.members, Phase.READY):
+                    await self._give(ready)
+
+    async def _give(self, members: Sequence[Member]) -> SyncTimes | None:
+        """The learner's weights to these, who then are up; None where one of them failed, which is lost."""
+        group = [(member.number, member.life) for member in members]
+        try:
+            handles = {member.number: member.handle for member in members}
+            times = await self._learners.give(handles, anew=group != self._group)
+            joining = in_phase(members, Phase.READY)
+            await asyncio.gather(*(self._let_in(member) for member in joining))
+            self._group = [(member.number, member.life) for member in members]
+            if joining:
+                self._changed()
+            return times
+        except WeightTransferError as error:
+            self._group = []
+            original: Any = getattr(error, "cause", error)  # Ray's stands in for it, with a traceback in its text
+            for member in (m for m in members if m.number in original.actors):
+                self.lose(member, member.life, str(original))
+            return None
+
+    async def _let_in(self, member: Member) -> None:
+        """An actor proves the version it holds, learns what the others were told, and is up."""
+        life, wanted = member.life, self._learners.version
+        version = await self._ask(member, "policy_version")
+        if version != wanted:
+            self.lose(member, life, f"{member.name} holds version {version} instead of {wanted}")
+            return
+        told: dict[str, tuple[Any, ...]] = {}
+        while told != self._told and member.phase is Phase.READY:
+            told = dict(self._told)
+            for method, arguments in told.items():
+                await self._ask(member, method, *arguments)
+        if member.phase is Phase.READY:
+            member.phase, member.life, member.load = Phase.UP, life + 1, 0
+            if life:
+                self._say(
+                    f"{member.name} samples again, {time.monotonic() - member.since:.0f} s after its fault ({self})"
+                )
+
+    async def _watch(self) -> None:
+        """Every actor has to give a sign of life in time, whatever its engine does."""
+        while True:
+            await asyncio.sleep(self._config.rollout.hang_timeout_s / 4)
+            await asyncio.gather(*(self._pulse(m) for m in in_phase(self.members, Phase.UP, Phase.READY)))
+
+    async def _pulse(self, member: Member) -> None:
+        life, limit_s = member.life, PATIENCE * self._config.rollout.hang_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await member.handle.pulse.remote()
+        except TimeoutError:
+            key = f"{PATIENCE:g} x rollout.hang_timeout_s"
+            self.lose(member, life, f"{member.name} gave no sign of life for {limit_s:g} s ({key})")
+        except RayError as error:
+            self.lose(member, life, f"{member.name}: {cause_of(error)}", dead=isinstance(error, RayActorError))
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    async def _free(self) -> Member:
+        """Who gets the next ticket. Raises RolloutError when nobody has been up for rollout.start_timeout_s."""
+        while (member := least_loaded(self.members, self._config.rollout.prompts_in_flight)) is None:
+            self._raise_error()
+            self._news.clear()
+            if self.up:
+                await self._news.wait()
+            else:
+                await self._somebody()
+        return member
+
+    async def _somebody(self, phase: Phase = Phase.UP) -> None:
+        """Wait for an actor in this phase. Raises RolloutError."""
+        limit_s = self._config.rollout.start_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                while not in_phase(self.members, phase):
+                    self._raise_error()
+                    if not in_phase(self.members, Phase.COMING, Phase.READY):
+                        raise RolloutError(f"no rollout actor is left; last: {self._last_cause()}")
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise RolloutError(
+                f"no rollout actor was up for {limit_s:g} s (rollout.start_timeout_s); last: {self._last_cause()}"
+            ) from None
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _last_cause(self) -> str:
+        return max(self.members, key=lambda m: m.since).cause
+
+    async def _ask(self, member: Member, method: str, *arguments: Any) -> Any:
+        """What a method of an actor returns; None from one that does not answer in time or fails, which is lost."""
+        life, limit_s = member.life, self._config.sync.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await getattr(member.handle, method).remote(*arguments)
+        except TimeoutError:
+            self.lose(member, life, f"{member.name} did not answer {method} within {limit_s:g} s (sync.timeout_s)")
+        except RayError as error:
+            cause = f"{member.name} failed in {method}: {cause_of(error)}"
+            self.lose(member, life, cause, dead=isinstance(error, RayActorError))
+        return None
+
+    def _changed(self) -> None:
+        self._news.set()
+        self.on_change()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """What ends looking after an actor ends the run: nobody else would hear of it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._error = error
+            self._news.set()

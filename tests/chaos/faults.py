@@ -1,0 +1,78 @@
+"""The faults a run is put through: what, when, to whom. A schedule is a pure function of its seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+
+class Kind(StrEnum):
+    """From within: at a ticket's first attempt, or at a weight update. From without: once an update is done."""
+
+    # at a ticket
+    EXIT = "exit"  # the actor's process ends while it samples
+    POISON = "poison"  # the same at every attempt
+    ENGINE_RAISES = "engine raises"
+    ENGINE_HANGS = "engine hangs"  # it stops answering but lives
+    ENV_RAISES = "environment raises"
+    ENV_HANGS = "environment hangs"
+    ENV_EATS = "environment eats memory"
+    CORRUPT = "corrupt message"
+    QUEUED_EXIT = "exit behind the queue"  # the group is queued, and the actor dies before it says so
+    # at a weight update
+    BROADCAST_EXIT = "exit in a broadcast"
+    BROADCAST_RAISES = "broadcast raises"
+    # from without
+    KILL_ACTOR = "actor killed"
+    STOP_ACTOR = "actor stopped"  # its process is stopped: it does not answer and does not die
+    SLOW_ACTOR = "actor ten times slower"
+    KILL_QUEUE = "queue killed"
+    KILL_RANK = "learner rank killed"
+    KILL_DRIVER = "driver killed"
+
+
+AT_TICKET = (
+    Kind.EXIT, Kind.POISON, Kind.ENGINE_RAISES, Kind.ENGINE_HANGS, Kind.ENV_RAISES, Kind.ENV_HANGS, Kind.ENV_EATS,
+    Kind.CORRUPT,
+    Kind.QUEUED_EXIT,
+)  # fmt: skip
+AT_BROADCAST = (Kind.BROADCAST_EXIT, Kind.BROADCAST_RAISES)
+FROM_WITHOUT = (
+    Kind.KILL_ACTOR, Kind.STOP_ACTOR, Kind.SLOW_ACTOR, Kind.KILL_QUEUE, Kind.KILL_RANK, Kind.KILL_DRIVER,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """at: the ticket's index, the weights' version, or the number of updates done. whom: number of an actor or rank."""
+
+    kind: Kind
+    at: int
+    whom: int = 0
+
+
+def schedule(seed: int, updates: int, tickets: int, actors: int, ranks: int) -> list[Fault]:
+    """One to four faults of any kind, at any time of a run of about so many updates and tickets."""
+    rng = np.random.default_rng(seed)
+    kinds = [*AT_TICKET, *AT_BROADCAST, *FROM_WITHOUT]
+    return [_drawn(rng, kinds, updates, tickets, actors, ranks) for _ in range(int(rng.integers(1, 5)))]
+
+
+def _drawn(rng: np.random.Generator, kinds: list[Kind], updates: int, tickets: int, actors: int, ranks: int) -> Fault:
+    kind = kinds[int(rng.integers(len(kinds)))]
+    if kind in AT_TICKET:
+        return Fault(kind, int(rng.integers(tickets)))
+    whom = int(rng.integers(ranks if kind is Kind.KILL_RANK else actors))
+    return Fault(kind, int(rng.integers(1, updates)), whom)
+
+
+def write(faults: list[Fault], path: Path) -> None:
+    path.write_text(json.dumps([asdict(fault) for fault in faults]))
+
+
+def read(path: Path) -> list[Fault]:
+    return [Fault(Kind(one["kind"]), one["at"], one["whom"]) for one in json.loads(path.read_text())]

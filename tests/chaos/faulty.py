@@ -1,0 +1,109 @@
+"""Entry point: `python -m tests.chaos.faulty FAULTS.json ...` is orchestration/run.py with faults from within.
+
+The run's own classes are used, with their calls wrapped: an actor does what its tickets' faults ask for, and a rank
+writes down which tickets it trained on in which update.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors import rollout_actor
+from actors.engine import EngineError
+from actors.received import Received
+from actors.rollout_actor import RolloutActor
+from envs.codec import read_header
+from envs.trajectory import Group, Ticket
+from learner.rank import LearnerRank
+from learner.update_sums import UpdateSums
+from orchestration import run, session
+from tests.chaos.faults import AT_BROADCAST, AT_TICKET, Kind, read
+from tests.chaos.faulty_env import FAULTS, FOR_EVER_S, make, once
+
+TRAINED = "SESA_CHAOS_TRAINED"
+
+
+class FaultyActor(RolloutActor):
+    """Number `index` of the actors."""
+
+    def __init__(self, config: Any, policy: str, index: int, *others: Any) -> None:
+        rollout_actor.make_env = make  # looked up there when the environment workers are made
+        super().__init__(config, policy, index, *others)
+        faults = read(Path(os.environ[FAULTS]))
+        self._at_ticket = {fault.at: fault for fault in faults if fault.kind in AT_TICKET}
+        self._at_version = {fault.at: fault for fault in faults if fault.kind in AT_BROADCAST and fault.whom == index}
+        self._whole = self._outbox.put
+
+    async def _sample_group(self, ticket: Ticket, sampler: Any) -> Group:
+        fault = self._at_ticket.get(ticket.index)
+        if fault is not None and (fault.kind is Kind.POISON or once(f"{fault.kind} {fault.at}")):
+            await self._fail(fault.kind)
+        group = await super()._sample_group(ticket, sampler)
+        if fault is not None and fault.kind is Kind.CORRUPT and once(f"corrupted {fault.at}"):
+            self._outbox.put = self._corrupt  # type: ignore[method-assign]
+        if fault is not None and fault.kind is Kind.QUEUED_EXIT and once(f"put {fault.at}"):
+            self._outbox.put = self._put_and_exit  # type: ignore[method-assign]
+        return group
+
+    async def _fail(self, kind: Kind) -> None:
+        if kind in (Kind.EXIT, Kind.POISON):
+            os._exit(1)
+        if kind in (Kind.ENGINE_HANGS, Kind.ENGINE_RAISES):
+            await self._engine._thread.call(_breaking_next_step(self._engine._thread, kind))
+
+    async def _corrupt(self, data: bytes, era: int) -> str:
+        self._outbox.put = self._whole  # type: ignore[method-assign]
+        return await self._whole(data[: len(data) // 2] + b"\0" + data[len(data) // 2 + 1 :], era)
+
+    async def _put_and_exit(self, data: bytes, era: int) -> str:
+        await self._whole(data, era)
+        os._exit(1)
+
+    async def update_weights(self, update_info: Any, version: int) -> Received:
+        fault = self._at_version.get(version)
+        if fault is not None and once(f"{fault.kind} {fault.at}"):
+            if fault.kind is Kind.BROADCAST_EXIT:
+                os._exit(1)
+            raise EngineError("no memory left for the weights")
+        return await super().update_weights(update_info, version)
+
+
+def _breaking_next_step(thread: Any, kind: Kind) -> Any:
+    def step() -> None:
+        if kind is Kind.ENGINE_RAISES:
+            raise RuntimeError("a kernel failed")
+        # Keeps the interpreter's lock, as a kernel that never ends would.
+        ctypes.PyDLL(None).sleep(FOR_EVER_S)
+
+    def break_step() -> None:
+        thread.engine.step = step
+
+    return break_step
+
+
+class RecordingRank(LearnerRank):
+    """Rank 0 appends a line an update: the version before it and the tickets of its batch."""
+
+    def update(self, payloads: Sequence[bytes]) -> UpdateSums:
+        version = self.version
+        sums = super().update(payloads)
+        if self._rank == 0:
+            line = {"version": version, "tickets": [read_header(data).index for data in payloads], "steps": sums.steps}
+            with Path(os.environ[TRAINED]).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        return sums
+
+
+def main(argv: Sequence[str]) -> int:
+    session.RolloutActor, session.LearnerRank = FaultyActor, RecordingRank  # type: ignore[assignment, misc]
+    return run.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""Rollout actors that come and go while a real run goes on: by `orchestration.scale`, and with the cluster's nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.cluster import ROOT
+from orchestration.elastic import State, read_state
+from tests.chaos.harness import SETTINGS, end_with_children
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
+
+LIMIT_S = 120.0
+
+
+@contextmanager
+def running(path: Path, policy: Path, *settings: str, address: str = "") -> Iterator[Path]:
+    """A run that goes on for long; its folder. It is ended at the end."""
+    with (path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "orchestration/run.py", "--config", "configs/quickstart.yaml", *SETTINGS,
+             "run.updates=100000", f"model.path={policy}", f"run.root={path}", "run.name=it", *settings],
+            cwd=ROOT, stdout=log, stderr=log, env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
+        )  # fmt: skip
+    try:
+        yield path / "it"
+    finally:
+        end_with_children(process.pid)
+
+
+def wait_for(run: Path, what: Callable[[State], bool]) -> State:
+    """Until the run says that of its actors."""
+    until = time.monotonic() + LIMIT_S
+    while (state := read_state(run)) is None or not what(state):
+        log = (run.parent / "log").read_text(errors="replace")
+        assert time.monotonic() < until, f"{state}: {log[-3000:]}"
+        time.sleep(0.2)
+    return state
+
+
+def updates(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_updates(run: Path, count: int) -> None:
+    until, first = time.monotonic() + LIMIT_S, len(updates(run))
+    while len(updates(run)) < first + count:
+        assert time.monotonic() < until, f"{len(updates(run)) - first} updates within {LIMIT_S:g} s"
+        time.sleep(0.2)
+
+
+def scale(run: Path, what: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestration.scale", str(run), what, "--wait", "120"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
+def test_actors_are_added_and_taken_away(small_policy: Path, tmp_path: Path) -> None:
+    with running(tmp_path, small_policy, "rollout.actors=1", "deepspeed.ranks=1") as run:
+        wait_for(run, lambda state: state.up == 1)
+        wait_for_updates(run, 1)
+        more = scale(run, "actors=2")
+        assert more.returncode == 0, more.stderr
+        assert "2 wanted, 2 up" in more.stdout
+        wait_for_updates(run, 3)
+        fewer = scale(run, "actors=1")
+        assert fewer.returncode == 0, fewer.stderr
+        assert read_state(run).phases["gone"] == [1]  # type: ignore[union-attr]
+        wait_for_updates(run, 2)
+        lines = updates(run)
+        assert all((line["logprob_abs_diff_max"] or 0) < 1e-3 for line in lines)
+        assert max(line["failed"] for line in lines) == 0
+    ended = scale(run, "actors=2")
+    assert ended.returncode == 2
+    assert "is not running" in ended.stderr
+
+
+def test_a_node_leaves_and_another_one_joins(small_policy: Path, tmp_path: Path) -> None:
+    """The learner and one actor fit on the head: the other actor is lost with its node and comes back with the next."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    node = cluster.add_node(num_cpus=1)
+    try:
+        with running(tmp_path, small_policy, "deepspeed.ranks=1", address=cluster.address) as run:
+            wait_for(run, lambda state: state.up == 2)
+            wait_for_updates(run, 1)
+            cluster.remove_node(node, allow_graceful=False)
+            wait_for(run, lambda state: state.up == 1)
+            wait_for_updates(run, 2)
+            cluster.add_node(num_cpus=1)
+            wait_for(run, lambda state: state.up == 2)
+            wait_for_updates(run, 2)
+            assert max(line["failed"] for line in updates(run)) == 0
+    finally:
+        cluster.shutdown()

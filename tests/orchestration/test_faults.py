@@ -1,0 +1,117 @@
+"""Faults in real runs: nothing is lost, nothing trained twice, the figures stay those of one policy, and training ends.
+
+What is looked at after each run is in tests/chaos/harness.py; here is what its log and folder say beside.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.faults import Fault, Kind, schedule
+from tests.chaos.harness import ACTORS, GROUPS, RANKS, UPDATES, Ordeal
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
+
+# An actor's cold start on a laptop's cores and what the issue of a fault may cost beside.
+MOST_S = 60.0
+
+
+def undergo(path: Path, policy: Path, *faults: Fault) -> str:
+    """A run with these faults; all that it said."""
+    ordeal = Ordeal(list(faults), path / "ordeal", policy)
+    ordeal.go()
+    return (ordeal.folder / "log").read_text(errors="replace")
+
+
+def reasons(path: Path) -> dict[int, tuple[str, int, str]]:
+    """Ticket -> state, attempts and why, of the run's ledger."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(path / "ordeal" / "runs" / "it" / "ledger.sqlite")) as db:
+        return {row[0]: row[1:] for row in db.execute("SELECT ticket, state, attempts, reason FROM tickets")}
+
+
+def recoveries(log: str) -> list[float]:
+    return [float(seconds) for seconds in re.findall(r"samples again, (\d+) s after its fault", log)]
+
+
+def test_tickets_that_go_wrong(small_policy: Path, tmp_path: Path) -> None:
+    """Broken environments and messages cost an attempt, or a worker and not even that."""
+    log = undergo(
+        tmp_path, small_policy,
+        Fault(Kind.ENV_RAISES, 2), Fault(Kind.ENV_HANGS, 5), Fault(Kind.ENV_EATS, 7), Fault(Kind.CORRUPT, 8),
+    )  # fmt: skip
+    tickets = reasons(tmp_path)
+    assert [tickets[n][1] for n in (2, 5, 8)] == [2, 2, 2]
+    assert not [n for n, (state, _, _) in tickets.items() if state == "failed"]
+    assert "samples again" not in log  # no actor was the worse for it
+    lines = (tmp_path / "ordeal" / "runs" / "it" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["replaced_env_workers"] for line in lines) >= 2
+
+
+def test_a_ticket_that_kills_every_actor(small_policy: Path, tmp_path: Path) -> None:
+    """It ends as failed, with why; those that were sampled beside it do not."""
+    log = undergo(tmp_path, small_policy, Fault(Kind.POISON, 6))
+    tickets = reasons(tmp_path)
+    assert [n for n, (state, _, _) in tickets.items() if state == "failed"] == [6]
+    _, attempts, why = tickets[6]
+    assert attempts == 3
+    assert "rollout actor" in why
+    assert "failed at ticket 6" in why
+    assert len(recoveries(log)) >= 2
+    assert max(recoveries(log)) < MOST_S
+
+
+def test_actors_that_die_or_break(small_policy: Path, tmp_path: Path) -> None:
+    log = undergo(
+        tmp_path, small_policy,
+        Fault(Kind.EXIT, 3), Fault(Kind.QUEUED_EXIT, 9), Fault(Kind.BROADCAST_EXIT, 4, 0),
+        Fault(Kind.BROADCAST_RAISES, 6, 1),
+    )  # fmt: skip
+    assert reasons(tmp_path)[3][1] >= 2
+    assert "failed to take the weights" in log
+    assert max(recoveries(log)) < MOST_S
+
+
+def test_engines_that_hang_or_raise(small_policy: Path, tmp_path: Path) -> None:
+    """A hung engine ends its process by the watchdog, which leaves the stacks of its threads."""
+    log = undergo(tmp_path, small_policy, Fault(Kind.ENGINE_HANGS, 4), Fault(Kind.ENGINE_RAISES, 14))
+    stacks = "".join(
+        p.read_text() for p in (tmp_path / "ordeal" / "runs" / "it" / "stacks").glob("rollout-actor-*.txt")
+    )
+    assert "engine_thread.py" in stacks
+    assert "the engine stopped: a kernel failed" in log
+
+
+def test_an_actor_that_is_stopped_and_one_that_is_slow(small_policy: Path, tmp_path: Path) -> None:
+    log = undergo(tmp_path, small_policy, Fault(Kind.SLOW_ACTOR, 1, 0), Fault(Kind.STOP_ACTOR, 3, 1))
+    assert "rollout actor 1 gave no sign of life for 9 s (1.5 x rollout.hang_timeout_s)" in log or "did not" in log
+
+
+def test_the_queue_dies(small_policy: Path, tmp_path: Path) -> None:
+    undergo(tmp_path, small_policy, Fault(Kind.KILL_QUEUE, 2), Fault(Kind.KILL_QUEUE, 5))
+
+
+def test_a_learner_rank_dies(small_policy: Path, tmp_path: Path) -> None:
+    """The run goes back to its last checkpoint by itself, with the engines it has."""
+    log = undergo(tmp_path, small_policy, Fault(Kind.KILL_RANK, 3, 1), Fault(Kind.KILL_RANK, 6, 0))
+    seconds = [float(s) for s in re.findall(r"the learner is up again after (\d+) s", log)]
+    assert len(seconds) == 2
+    assert max(seconds) < MOST_S
+    assert "resuming" in log
+
+
+def test_the_driver_dies(small_policy: Path, tmp_path: Path) -> None:
+    log = undergo(tmp_path, small_policy, Fault(Kind.KILL_DRIVER, 5))
+    assert "issued again" in log
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_faults_by_chance(small_policy: Path, tmp_path: Path, seed: int) -> None:
+    """The first few of `make chaos`."""
+    undergo(tmp_path, small_policy, *schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS))
