@@ -94,7 +94,8 @@ def test_an_actor_that_is_stopped_and_one_that_is_slow(small_policy: Path, tmp_p
 
 
 def test_the_queue_dies(small_policy: Path, tmp_path: Path) -> None:
-    undergo(tmp_path, small_policy, Fault(Kind.KILL_QUEUE, 2), Fault(Kind.KILL_QUEUE, 5))
+    log = undergo(tmp_path, small_policy, Fault(Kind.KILL_QUEUE, 2), Fault(Kind.KILL_QUEUE, 5))
+    assert "the replay queue died and was started again" in log
 
 
 def test_a_learner_rank_dies(small_policy: Path, tmp_path: Path) -> None:
@@ -114,4 +115,5 @@ def test_the_driver_dies(small_policy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_faults_by_chance(small_policy: Path, tmp_path: Path, seed: int) -> None:
     """The first few of `make chaos`."""
-    undergo(tmp_path, small_policy, *schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS))
+    log = undergo(tmp_path, small_policy, *schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS))
+    assert "report: " in log  # and what `Ordeal` checks holds, or it would have raised

@@ -292,6 +292,7 @@ async def test_an_actor_that_waits_for_its_weights_is_looked_after_as_well(ends:
     fleet.watch()
     await eventually(lambda: ends.processes == [0])
     await eventually(lambda: phases(fleet) == [Phase.READY])
+    assert len(scripted.said) >= 1
     await fleet.close()
 
 

@@ -139,7 +139,9 @@ def test_a_folder_of_an_odd_name_is_resumed(left: Path) -> None:
     odd = left.with_name("a%20b?mode=rwc#c")
     left.rename(odd)
     (odd / "config.yaml").write_text((odd / "config.yaml").read_text())
-    resume_point(odd, [], None).folder.release()
+    point = resume_point(odd, [], None)
+    point.folder.release()
+    assert point.checkpoint.parent.parent == odd
 
 
 @pytest.mark.parametrize("path", ["a\0b", "~nobody-of-that-name/x", "x" * 5000])
