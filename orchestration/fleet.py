@@ -242,23 +242,27 @@ class Fleet:
                     await self._give(ready)
 
     async def _give(self, members: Sequence[Member]) -> SyncTimes | None:
-        """The learner's weights to these, who then are up; None where one of them failed, which is lost."""
-        group = [(member.number, member.life) for member in members]
+        """The learner's weights to these, who then are up; None where one of them failed, which is lost.
+
+        Meanwhile an actor may die and its successor be ready: that one is not in the group, and not to blame.
+        """
+        lives = {member.number: member.life for member in members}
+        group, self._group = self._group, []
         try:
             handles = {member.number: member.handle for member in members}
-            times = await self._learners.give(handles, anew=group != self._group)
-            joining = in_phase(members, Phase.READY)
-            await asyncio.gather(*(self._let_in(member) for member in joining))
-            self._group = [(member.number, member.life) for member in members]
-            if joining:
-                self._changed()
-            return times
+            times = await self._learners.give(handles, anew=list(lives.items()) != group)
         except WeightTransferError as error:
-            self._group = []
             original: Any = getattr(error, "cause", error)  # Ray's stands in for it, with a traceback in its text
             for member in (m for m in members if m.number in original.actors):
-                self.lose(member, member.life, str(original))
+                self.lose(member, lives[member.number], str(original))
             return None
+        joining = [m for m in in_phase(members, Phase.READY) if m.life == lives[m.number]]
+        await asyncio.gather(*(self._let_in(member) for member in joining))
+        if all(member.phase is Phase.UP for member in members):
+            self._group = [(member.number, member.life) for member in members]
+        if joining:
+            self._changed()
+        return times
 
     async def _let_in(self, member: Member) -> None:
         """An actor proves the version it holds, learns what the others were told, and is up."""
@@ -268,11 +272,11 @@ class Fleet:
             self.lose(member, life, f"{member.name} holds version {version} instead of {wanted}")
             return
         told: dict[str, tuple[Any, ...]] = {}
-        while told != self._told and member.phase is Phase.READY:
+        while told != self._told and member.life == life:
             told = dict(self._told)
             for method, arguments in told.items():
                 await self._ask(member, method, *arguments)
-        if member.phase is Phase.READY:
+        if member.phase is Phase.READY and member.life == life:
             member.phase, member.life, member.load = Phase.UP, life + 1, 0
             if life:
                 self._say(

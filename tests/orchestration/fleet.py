@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
@@ -98,18 +98,24 @@ class Handle:
 
 
 class Giving:
-    """The learner's side: whoever is named gets its version. faults: what the next broadcasts raise, None: nothing."""
+    """The learner's side: whoever is named gets its version.
+
+    faults: what the next broadcasts raise, None: nothing. during: what happens in the course of the next ones.
+    """
 
     def __init__(self) -> None:
         self.version = 0
         self.given: list[tuple[list[int], bool]] = []  # (actors, anew) of every broadcast
         self.faults: list[BaseException | None] = []
+        self.during: list[Callable[[], Awaitable[None]]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
     async def give(self, actors: Mapping[int, Handle], *, anew: bool) -> SyncTimes:
         self.given.append((sorted(actors), anew))
         await asyncio.sleep(0)
         self.meanwhile()
+        if self.during:
+            await self.during.pop(0)()
         if self.faults and (fault := self.faults.pop(0)) is not None:
             raise fault
         for handle in actors.values():

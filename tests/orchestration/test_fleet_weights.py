@@ -191,3 +191,54 @@ async def test_who_dies_while_it_is_given_the_weights_is_named_by_the_broadcast_
         await settle()
         assert fleet.members[1].failures == 1
         assert len(scripted.said) == 1
+
+
+@pytest.mark.parametrize("blamed", [False, True])
+async def test_who_is_ready_again_during_a_broadcast_is_not_in_it_and_not_to_blame(ends: Ends, blamed: bool) -> None:
+    """The process that died was in the group; the one in its place joins the next, and is not ended."""
+    scripted = Scripted(actors=2)
+    async with up(scripted) as fleet:
+        await fleet.sync()
+
+        async def restarted() -> None:
+            scripted.handles[1].die()
+            fleet.lost(1, KILLED)
+            await eventually(lambda: phases(fleet)[1] is Phase.READY)
+
+        scripted.learners.during = [restarted]
+        scripted.learners.faults = [no_weights("rollout actor 1 did not join the weight group", 1)] if blamed else []
+        await fleet.sync()
+        await back(fleet, 1)
+        await fleet.sync()
+        repeated = [([0, 1], True)] if blamed else []
+        await fleet.sync()
+        assert scripted.learners.given[2:] == [([1], True), *repeated, ([0, 1], not blamed), ([0, 1], False)]
+        assert ends.processes == []
+        assert (scripted.handles[1].deaths, fleet.members[1].failures) == (1, 1)
+        assert phases(fleet) == [Phase.UP] * 2
+
+
+async def test_who_is_lost_while_it_is_let_in_leaves_no_open_group(ends: Ends) -> None:
+    """Its next process has the life that the one before would have had, and is in no group."""
+    scripted = Scripted()
+    async with up(scripted) as fleet:
+        fleet.lost(0, BROKEN)
+        scripted.handles[0].errors["policy_version"] = [BROKEN]
+        await back(fleet, life=3)
+        await fleet.sync()
+        assert scripted.learners.given == [([0], True), ([0], True), ([0], False)]
+
+
+async def test_a_successor_is_not_let_in_for_who_died_while_it_was_told(ends: Ends) -> None:
+    scripted = Scripted()
+    async with up(scripted) as fleet:
+        await fleet.tell("use_recoverability", "model")
+        scripted.handles[0].mute.add("use_recoverability")
+        fleet.lost(0, BROKEN)
+        await eventually(lambda: len(scripted.learners.given) == 1 and scripted.handles[0]._pending)
+        scripted.handles[0].mute.clear()
+        scripted.handles[0].die()
+        fleet.lost(0, KILLED)
+        await back(fleet)
+        assert scripted.learners.given == [([0], True), ([0], True)]
+        assert scripted.handles[0].told == {"use_recoverability": ("model",)}
