@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from configs.schema import GrpoSettings
 from envs.trajectory import Group, GroupStats, PivotTrial, Ticket, Trajectory, Verdict
 
 
@@ -41,6 +42,18 @@ class Receipt:
     queue: str = ""
     actor_lost: bool = False
     replaced_workers: int = 0
+
+
+def verdict_on(group: Group, grpo: GrpoSettings) -> tuple[str, str]:
+    """The state of a receipt, and why it is not queued."""
+    if not group.rows:
+        causes = [t.cause for t in group.trajectories if t.verdict is Verdict.FAILED]
+        return "failed", causes[0] if causes else "nothing was sampled"
+    if grpo.overlong.mask_truncated and all_cut(group):
+        return "filtered", "nothing to train: every answer was cut at its token limit"
+    if grpo.drop_zero_signal and not group.has_signal:
+        return "filtered", "no signal: all rewards are equal"
+    return "queued", ""
 
 
 def receipt_of(group: Group, state: str, cause: str, targets: int | None = None) -> Receipt:

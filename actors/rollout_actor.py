@@ -16,9 +16,10 @@ from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
 from actors.env_workers import EnvWorkers
 from actors.failures import EnvironmentFailure, cause_of
+from actors.held_time import HeldTime
 from actors.outbox import Outbox
 from actors.place import Place
-from actors.receipt import Receipt, all_cut, receipt_of
+from actors.receipt import Receipt, receipt_of, verdict_on
 from actors.received import Received
 from actors.rollout import Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
@@ -40,6 +41,7 @@ class RolloutActor:
     def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle, stacks: str = "") -> None:
         self._config = config
         self._outbox = Outbox(replay, config.queue.timeout_s)
+        self._held_time = HeldTime()
         chat = Chat.load(policy)
         # The first of them comes up beside the engine.
         self._workers = EnvWorkers(partial(make_env, config.env), config.rollout)
@@ -71,8 +73,8 @@ class RolloutActor:
     async def _sample(self, ticket: Ticket, era: int) -> Receipt:
         limit_s = self._config.rollout.ticket_timeout_s
         try:
-            group = await asyncio.wait_for(self._sample_group(ticket, self._sampler), limit_s)
-            state, cause = self._judge(group)
+            group = await self._held_time.within(limit_s, self._sample_group(ticket, self._sampler))
+            state, cause = verdict_on(group, self._config.grpo)
             queue = await self._outbox.put(encode_group(group), era) if state == "queued" else ""
             return replace(receipt_of(group, state, cause, self._workers.target_count), queue=queue)
         except EngineError:
@@ -100,15 +102,17 @@ class RolloutActor:
 
     async def init_weight_transfer_engine(self, init_info: Any) -> None:
         """Join the learner's weight group, leaving the one before; `init_info` is the transfer backend's."""
-        await self._engine.worker_call("shutdown_weight_transfer_engine")
-        await self._engine.worker_call("init_weight_transfer_engine", init_info=init_info)
+        with self._held_time.held():
+            await self._engine.worker_call("shutdown_weight_transfer_engine")
+            await self._engine.worker_call("init_weight_transfer_engine", init_info=init_info)
 
     async def update_weights(self, update_info: Any, version: int) -> Received:
         """Take what the learner sends and go on sampling as `version`. After an error the engine stays paused."""
         began = time.monotonic()
         await self._engine.pause()
         paused = time.monotonic()
-        received: Received = await self._engine.worker_call("take_weights", update_info=update_info)
+        with self._held_time.held():
+            received: Received = await self._engine.worker_call("take_weights", update_info=update_info)
         loaded = time.monotonic()
         await self._engine.resume(str(version))
         pause_s, load_s = paused - began, time.monotonic() - loaded
@@ -127,13 +131,3 @@ class RolloutActor:
             except EnvironmentFailure as failure:
                 cause = str(failure)
         return Group(ticket, "", (Trajectory((), Verdict.FAILED, 0.0, cause=cause),), ())  # cannot be judged
-
-    def _judge(self, group: Group) -> tuple[str, str]:
-        if not group.rows:
-            causes = [t.cause for t in group.trajectories if t.verdict is Verdict.FAILED]
-            return "failed", causes[0] if causes else "nothing was sampled"
-        if self._config.grpo.overlong.mask_truncated and all_cut(group):
-            return "filtered", "nothing to train: every answer was cut at its token limit"
-        if self._config.grpo.drop_zero_signal and not group.has_signal:
-            return "filtered", "no signal: all rewards are equal"
-        return "queued", ""

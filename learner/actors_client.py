@@ -102,7 +102,11 @@ class ActorsClient:
         return WeightTransferError(text, late)
 
     def _answers(self, what: str, calls: list[Any], wait_s: float) -> list[Any]:
-        done, late = ray.wait(calls, num_returns=len(calls), timeout=wait_s)
+        until = time.monotonic() + wait_s
+        while True:
+            done, late = ray.wait(calls, num_returns=len(calls), timeout=min(LOOK_S, wait_s))
+            if not late or time.monotonic() > until or _gathered(done, calls)[1]:
+                break
         answers = self._results(what, done, calls)  # an actor that failed is the cause, the late ones wait for it
         if late:
             raise self.late(what, self._numbers_of(late, calls))

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from math import prod
@@ -32,6 +32,7 @@ from learner.merge import plain_parameters
 from learner.sync_times import SyncTimes
 
 CHECK_S = 0.05  # between looks at whether an actor has given up while the wire is waited for
+LOOK_S = 0.005  # between looks whether all have come
 
 
 @dataclass
@@ -74,13 +75,11 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             workers = side.submit(client.init_weight_transfer_engine, worker_info | {"rank_offset": 1})
             address, port = init_info.master_address, init_info.master_port
             store = dist.TCPStore(address, port, init_info.world_size, True, timeout, wait_for_workers=False)
+            wait_for_all(store, init_info, client, workers)
             try:
                 meeting = dist.PrefixStore("weights", store)
                 engine._group = dist.ProcessGroupGloo(meeting, 0, init_info.world_size, timeout)
             except RuntimeError as error:
-                away = [rank for rank in range(1, init_info.world_size) if not store.check([f"rank {rank}"])]
-                if away:
-                    raise client.late(JOIN, map(client.actor_of, away)) from error
                 workers.result()
                 raise WeightTransferError(f"the weight group could not be opened: {error}") from error
             workers.result()
@@ -144,6 +143,21 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         except RuntimeError as error:
             self.client.blame()
             raise WeightTransferError(f"the weight group broke: {error}") from error
+
+
+def wait_for_all(store: dist.Store, info: GlooTrainerInitInfo, client: ActorsClient, workers: Future[None]) -> None:
+    """Until every worker has come to the store. `workers`: what becomes of the actors' calls.
+
+    In the group's own rendezvous the death of one would be found out at its time limit only. Raises WeightTransferError
+    naming who failed or is late.
+    """
+    ranks, until = range(1, info.world_size), time.monotonic() + info.timeout_s
+    while away := [rank for rank in ranks if not store.check([f"rank {rank}"])]:
+        if workers.done():
+            workers.result()
+        if time.monotonic() > until:
+            raise client.late(JOIN, map(client.actor_of, away))
+        time.sleep(LOOK_S)
 
 
 class Zero3Source(WeightSource):

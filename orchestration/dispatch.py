@@ -178,6 +178,7 @@ class Dispatcher:
         try:
             receipt = await self._fleet.sample(ticket)
             while cause := self._to_be_tried_again(receipt):
+                self.sampled.add_cost(receipt)
                 ticket = self.ledger.retry(ticket.index, cause)
                 last = ticket.attempt + 1 >= self._config.rollout.max_attempts
                 async with self._last_attempts if last and receipt.actor_lost else nullcontext():

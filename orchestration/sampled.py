@@ -63,8 +63,8 @@ class PivotSums:
 
 @dataclass
 class Sampled:
-    """Sums over the groups that did not fail, filtered ones too. `failed`: tickets given up; of them, only steps,
-    sampled tokens and replaced environment workers count.
+    """Sums over the groups that did not fail, filtered ones too. `failed`: tickets given up; of them, and of attempts
+    that are made again, only steps, sampled tokens and replaced environment workers count.
 
     covered: groups with an episode that solved it. targets: right answers of a question, None where each episode has
     its own; questions: those that were asked; found: (question, right answer), each once.
@@ -90,13 +90,13 @@ class Sampled:
     found: frozenset[tuple[str, str]] = frozenset()
 
     def add(self, receipt: Receipt) -> None:
-        self.sampled_tokens += receipt.sampled_tokens
-        self.replaced_workers += receipt.replaced_workers
         if receipt.state == "failed":
             self.failed += 1
-            self.stats = self.stats + GroupStats(env_steps=receipt.stats.env_steps)
+            self.add_cost(receipt)
             return
         self.groups += 1
+        self.sampled_tokens += receipt.sampled_tokens
+        self.replaced_workers += receipt.replaced_workers
         self.without_signal += not receipt.has_signal
         for name in SUMMED:
             setattr(self, name, getattr(self, name) + getattr(receipt, name))
@@ -107,6 +107,12 @@ class Sampled:
             self.targets = receipt.targets
             self.questions |= {receipt.question}
             self.found |= {(receipt.question, answer) for answer in receipt.found}
+
+    def add_cost(self, receipt: Receipt) -> None:
+        """What an attempt has cost that comes to nothing."""
+        self.sampled_tokens += receipt.sampled_tokens
+        self.replaced_workers += receipt.replaced_workers
+        self.stats = self.stats + GroupStats(env_steps=receipt.stats.env_steps)
 
     @property
     def coverage(self) -> float | None:

@@ -175,6 +175,9 @@ class Dog:
     def feed(self, limit_s: float) -> None:
         self.limits.append(limit_s)
 
+    def rest(self) -> None:
+        """There is nothing to look after."""
+
 
 def watched(scripted: ScriptedEngine, dog: Any, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(engine_module, "start_engine", lambda arguments: scripted)

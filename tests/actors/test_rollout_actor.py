@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 
 from actors.engine import EngineError
 from actors.failures import EnvironmentFailure
+from actors.held_time import HeldTime
 from actors.outbox import Outbox
 from actors.received import Received
 from actors.rollout import Sampler
@@ -36,7 +37,7 @@ def actor_that(answer: Callable[[Ticket], Group], monkeypatch: pytest.MonkeyPatc
         return answer(ticket)
 
     actor = object.__new__(RolloutActor)
-    actor._config = RunConfig.model_validate({"rollout": {"max_attempts": 2}})
+    actor._config, actor._held_time = RunConfig.model_validate({"rollout": {"max_attempts": 2}}), HeldTime()
     monkeypatch.setattr(RolloutActor, "_sample_group", sample_group)
     return actor
 
@@ -189,7 +190,7 @@ class Engine:
 def with_engine() -> tuple[RolloutActor, Engine]:
     actor, engine = object.__new__(RolloutActor), Engine()
     its: Any = actor
-    its._engine = engine
+    its._engine, its._held_time = engine, HeldTime()
     return actor, engine
 
 

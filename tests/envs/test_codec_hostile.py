@@ -57,6 +57,7 @@ def test_an_input_of_the_target_is_the_message_it_is_made_of() -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=400) | st.binary(max_size=400).map(lambda rest: FITTED + rest))
 def test_any_bytes(data: bytes) -> None:
+    """`look_at` raises where a promise is broken."""
     look_at(data)
 
 
@@ -88,6 +89,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @settings(max_examples=600)
 @given(mutated())
 def test_mutated_messages(data: bytes) -> None:
+    """`look_at` raises where a promise is broken."""
     look_at(data)
 
 

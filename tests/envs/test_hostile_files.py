@@ -74,7 +74,7 @@ def test_pipes_devices_and_loops_are_refused_and_not_waited_for(kind: str, tmp_p
 
 @pytest.mark.parametrize("path", ["a\0b", "~nobody-of-that-name/x", "a\nb\x1b[2J", "x" * 5000, "/proc/self/mem"])
 def test_odd_paths_are_one_line(kind: str, path: str) -> None:
-    refused(kind, path)
+    assert refused(kind, path)
 
 
 HOSTILE = {
@@ -177,7 +177,7 @@ def test_a_cut_parquet_file_is_one_line(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in range(0, len(whole) - 1, 37):
         path.write_bytes(whole[:size])
-        refused("parquet", path)
+        assert str(path) in refused("parquet", path)
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import time
@@ -40,6 +41,8 @@ class Receiver:
     def init_weight_transfer_engine(self, info: dict[str, Any]) -> None:
         if self._manner == "stays away":
             time.sleep(30)
+        if self._manner == "dies":
+            os._exit(1)
         self._engine.init_transfer_engine(self._engine.parse_init_info(info))
 
     def update_weights(self, info: dict[str, Any], version: int) -> Any:
@@ -154,6 +157,18 @@ class TestBroadcast:
             connected(model(), receivers("", "stays away"), timeout_s=3.0)
         assert caught.value.actors == (1,)
 
+    def test_an_actor_that_dies_before_it_joins_is_named_at_once(self) -> None:
+        """The others leave the rendezvous with the sender, and join the next group."""
+        module, actors = model(), receivers("", "dies", "")
+        began = time.monotonic()
+        with pytest.raises(WeightTransferError, match=r"^rollout actor 1 failed to join the weight group") as caught:
+            connected(module, actors, timeout_s=60.0)
+        assert caught.value.actors == (1,)
+        assert time.monotonic() - began < 15
+        connected(module, actors[::2]).send(1)
+        assert [version for version, _ in ray.get([a.state.remote() for a in actors[::2]])] == [1, 1]
+        assert time.monotonic() - began < 30
+
 
 class Actor:
     """`actor.update_weights.remote(...)`, whose answer is a result, an error, or late (None)."""
@@ -187,7 +202,7 @@ def client(monkeypatch: pytest.MonkeyPatch, answers: dict[int, Any], workers: in
     monkeypatch.setattr(actors_client, "ray", SimpleNamespace(wait=wait, get=get))
     monkeypatch.setattr(actors_client, "GRACE_S", 0.05)
     actors: dict[int, Any] = {number: Actor(answer) for number, answer in answers.items()}
-    line = ActorsClient(actors, workers, timeout_s=7.0)
+    line = ActorsClient(actors, workers, timeout_s=0.2)
     line.begin({})
     return line
 
@@ -204,7 +219,7 @@ def test_actors_are_called_by_their_numbers_in_the_run(monkeypatch: pytest.Monke
 def test_all_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     line = client(monkeypatch, {9: None, 4: "taken", 2: None})
     line.check()  # nobody has given up
-    says = r"^rollout actor 2, 9 did not take the weights within 7 s \(sync.timeout_s\)$"
+    says = r"^rollout actor 2, 9 did not take the weights within 0.2 s \(sync.timeout_s\)$"
     with pytest.raises(WeightTransferError, match=says) as caught:
         line.end()
     assert caught.value.actors == (2, 9)

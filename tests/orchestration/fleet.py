@@ -168,7 +168,9 @@ class Fleet:
         for index in indices:
             ticket, future = self._waiting.pop(index)
             stats = GroupStats(env_steps=3)
-            receipt = Receipt(ticket, state, cause, state == "queued", 8, 2, 1, 4, 2, 2.5, 100, stats, queue=queue)
+            receipt = Receipt(
+                ticket, state, cause, state == "queued", 8, 2, 1, 4, 2, 2.5, 100, stats, queue=queue, replaced_workers=1
+            )
             future.set_result(receipt)
             await settle()
 

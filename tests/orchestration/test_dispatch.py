@@ -122,6 +122,16 @@ async def test_a_retry_that_succeeds_ends_the_ticket_once(tmp_path: Path) -> Non
         assert dispatcher.sampled.groups == 2
 
 
+async def test_attempts_that_are_made_again_cost_what_they_cost(tmp_path: Path) -> None:
+    fleet = Fleet()
+    async with dispatching(tmp_path, fleet, configured(max_attempts=3)) as dispatcher:
+        await fleet.finish(0, state="failed", cause="the environment hung")
+        await fleet.finish(0)
+        sampled = dispatcher.take_sampled()
+        assert (sampled.groups, sampled.failed, sampled.solutions) == (1, 0, 8)
+        assert (sampled.sampled_tokens, sampled.stats.env_steps, sampled.replaced_workers) == (200, 6, 2)
+
+
 async def test_with_one_attempt_nothing_is_tried_again(tmp_path: Path) -> None:
     fleet = Fleet()
     async with dispatching(tmp_path, fleet, configured(max_attempts=1)) as dispatcher:
@@ -256,6 +266,7 @@ async def test_sums_over_receipts_start_anew_when_they_are_taken(tmp_path: Path)
             distinct_solutions=4,
             reward_sum=5.0,
             sampled_tokens=200,
+            replaced_workers=2,
             stats=GroupStats(env_steps=6),
         )
         await fleet.finish(2)
