@@ -156,8 +156,9 @@ class EngineThread:
         self._broken = error
         callers: list[Caller] = list(self._waiting.values())
         self._waiting = {}
-        while not self._commands.empty():
-            callers.append(self._commands.get()[1])
+        with suppress(queue.Empty):  # the thread and who puts a command behind its end may both be here
+            while True:
+                callers.append(self._commands.get_nowait()[1])
         cause = EngineError(f"the engine stopped: {error}")
         _tell([(caller, cause) for caller in callers if isinstance(caller, asyncio.Future)])
         for caller in callers:

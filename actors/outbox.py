@@ -8,6 +8,11 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 AGAIN_S = 0.2  # between calls of a queue that Ray is starting again
+GRACE_S = 5.0  # the queue itself says after queue.timeout_s that it has no room
+
+
+class OutboxError(RuntimeError):
+    """A group could not be put into the replay queue."""
 
 
 class Outbox:
@@ -17,16 +22,21 @@ class Outbox:
         self._replay, self._limit_s = replay, limit_s
 
     async def put(self, data: bytes, era: int) -> str:
-        """The name of the queue that has the group. Raises what the queue raises, and RayActorError when it is gone.
+        """The name of the queue that has the group. Raises what the queue raises, RayActorError when it is gone, and
+        OutboxError when it says nothing.
 
         Made again where an answer is lost: of a ticket that is there already the queue keeps the group it has.
         """
         until = asyncio.get_running_loop().time() + self._limit_s
-        while True:
-            try:
-                name: str = await self._replay.put.remote(data, era)
-                return name
-            except RayActorError:
-                if asyncio.get_running_loop().time() > until:
-                    raise
-                await asyncio.sleep(AGAIN_S)
+        try:
+            async with asyncio.timeout(self._limit_s + GRACE_S):
+                while True:
+                    try:
+                        name: str = await self._replay.put.remote(data, era)
+                        return name
+                    except RayActorError:
+                        if asyncio.get_running_loop().time() > until:
+                            raise
+                        await asyncio.sleep(AGAIN_S)
+        except TimeoutError:
+            raise OutboxError(f"the replay queue gave no answer within {self._limit_s:g} s (queue.timeout_s)") from None

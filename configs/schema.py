@@ -41,6 +41,9 @@ class RunSettings(Settings):
         None, description="generated tokens after which the run ends, if its updates are not done before; empty: none"
     )
     stop: StopSettings | None = Field(None, description="a metric's bound that ends the run before; empty: none")
+    hang_timeout_s: PositiveFloat = Field(
+        300.0, description="a driver that stands still that long leaves its stacks and ends"
+    )
 
 
 class WarmupSettings(Settings):

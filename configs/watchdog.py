@@ -5,10 +5,12 @@ The clock runs in C: it strikes also where a thread never gives the interpreter 
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import time
 from pathlib import Path
 
+FED_EVERY_S = 5.0
 FEEDS_A_LIMIT = 20  # feeding restarts a thread: seldom enough to cost nothing
 
 
@@ -31,3 +33,12 @@ class Watchdog:
         """Nothing is expected for now."""
         self._limit_s = 0.0
         faulthandler.cancel_dump_traceback_later()
+
+    async def look_after_loop(self, limit_s: float) -> None:
+        """Until it is cancelled: the event loop it runs in has to come round within `limit_s`, always."""
+        try:
+            while True:
+                self.feed(limit_s)
+                await asyncio.sleep(min(FED_EVERY_S, limit_s / FEEDS_A_LIMIT))
+        finally:
+            self.rest()

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from actors.rollout_actor import RolloutActor
 from configs.schema import RunConfig
+from configs.watchdog import Watchdog
 from learner.rank import LearnerRank
 from orchestration import cluster
 from orchestration.checkpoints import LEARNER, CheckpointError
@@ -142,6 +143,7 @@ async def _run(
     learners = Learners(config, processes.ranks)
     fleet = Fleet(config, learners, processes.actors, console.say)
     elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say)
+    fleet.look_after(Watchdog(folder.stacks / "driver.txt").look_after_loop(config.run.hang_timeout_s))
     try:
         before = await _bring_up(config, fleet, learners, console, resume)
         fleet.look_after(elastic.watch())

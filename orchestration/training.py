@@ -94,9 +94,8 @@ class Training:
             f"training begins {time.monotonic() - self.began:.0f} s after the start"
         )
         if resume is None:
-            replace_durably(
-                self.folder.config, to_yaml(self.config).encode()
-            )  # from here on there is something to keep
+            # From here on there is something to keep.
+            replace_durably(self.folder.config, to_yaml(self.config).encode())
         else:
             roll_back(resume)
         with closing(Ledger(self.folder.ledger)) as ledger:

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors import outbox
-from actors.outbox import Outbox
+from actors.outbox import Outbox, OutboxError
 from configs.schema import QueueSettings
 from envs.codec import CodecError, encode_group
 from orchestration.replay_buffer import Depth, QueueError
@@ -101,3 +101,10 @@ async def test_an_answer_that_comes_behind_the_limit_counts() -> None:
     handle = Handle(wait_s=0.1)
     assert await Outbox(handle, 0.01).put(GROUP, 0) == (await handle.queue.contents())[0]
     assert handle.calls == 1
+
+
+async def test_a_queue_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "GRACE_S", 0.05)
+    says = r"^the replay queue gave no answer within 0.01 s \(queue.timeout_s\)$"
+    with pytest.raises(OutboxError, match=says):
+        await Outbox(Handle(wait_s=60), 0.01).put(GROUP, 0)

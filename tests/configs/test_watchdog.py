@@ -40,6 +40,26 @@ def waiting_in_a_thread():
 threading.Thread(target=waiting_in_a_thread, daemon=True).start()
 time.sleep(60)
 """
+STUCK_LOOP = """
+import asyncio
+async def main():
+    looked_after = asyncio.create_task(dog.look_after_loop(1.0))
+    await asyncio.sleep(2.5)
+    print("alive", flush=True)
+    blocking_the_loop()
+def blocking_the_loop():
+    time.sleep(60)
+asyncio.run(main())
+"""
+LOOP_THAT_GOES_ON = """
+import asyncio
+async def main():
+    looked_after = asyncio.create_task(dog.look_after_loop(1.0))
+    await asyncio.sleep(2.5)
+asyncio.run(main())
+time.sleep(1.5)
+print("alive")
+"""
 FED = """
 until = time.monotonic() + 5.0
 while time.monotonic() < until:
@@ -94,6 +114,7 @@ def run(program: str, stacks: Path) -> tuple[int, str, str, float]:
         (STUCK_IN_A_THREAD, "waiting_in_a_thread"),
         (AGAIN_AFTER_REST, "<module>"),
         (SHORTER, "<module>"),
+        (STUCK_LOOP, "blocking_the_loop"),
     ],
 )
 def test_a_stuck_process_ends_within_the_limit_and_leaves_its_stacks(
@@ -106,7 +127,7 @@ def test_a_stuck_process_ends_within_the_limit_and_leaves_its_stacks(
     assert f"in {function}" in stacks
 
 
-@pytest.mark.parametrize("program", [FED, AT_REST, NEVER_FED, LONGER])
+@pytest.mark.parametrize("program", [FED, AT_REST, NEVER_FED, LONGER, LOOP_THAT_GOES_ON])
 def test_a_process_that_goes_on_lives_and_leaves_nothing(program: str, tmp_path: Path) -> None:
     assert run(program, tmp_path / "actor.txt")[:3] == (0, "alive\n", "")
 
