@@ -230,7 +230,7 @@ def reserve_one(role: Role) -> PlacementGroup | None:
 
 
 async def end_process(handle: ActorHandle, place: Place) -> None:
-    """End the process of an actor that Ray starts again, even one that no longer answers. Waits END_S at most."""
+    """End an actor's process, even one that no longer answers. Waits END_S at most. Ray may start the actor again."""
     with suppress(RayError):
         ray.kill(handle, no_restart=False)
     # That is a message to the process, which one that is stopped or stuck does not read.

@@ -10,11 +10,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.place import Place
 from configs.schema import RunConfig
 from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums, add_up
-from orchestration.cluster import cause_of, end
+from orchestration.cluster import cause_of, end, end_process
 
 
 class LearnerError(RuntimeError):
@@ -30,6 +31,7 @@ class Learners:
 
     def __init__(self, config: RunConfig, ranks: Sequence[ActorHandle]) -> None:
         self._config, self._ranks = config, ranks
+        self._places: list[Place] = []
         self._turn = asyncio.Lock()
         self.version = 0
 
@@ -37,14 +39,19 @@ class Learners:
     def count(self) -> int:
         return len(self._ranks)
 
-    def replace(self, ranks: Sequence[ActorHandle]) -> None:
-        """Go on with new processes, once `start` and `load` were called; the old ones are ended."""
-        end(self._ranks)
-        self._ranks, self._turn = ranks, asyncio.Lock()
+    async def restart(self, ranks: Sequence[ActorHandle]) -> None:
+        """Go on with new processes, which `load` has to follow; the old ones are ended, stopped and stuck ones too."""
+        old, places = self._ranks, self._places
+        end(old)
+        self._ranks, self._places, self._turn = ranks, [], asyncio.Lock()
+        killing = [end_process(rank, place) for rank, place in zip(old, places, strict=False)]
+        await asyncio.gather(self.start(), *killing)  # side by side: the new ones wait for the room of the old
 
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
         address, port = await self._within("find a port", self._one(0, "address"))
+        where = [self._one(rank, "__ray_call__", _place) for rank in range(self.count)]
+        self._places = await self._within("say where they are", asyncio.gather(*where))
         return int((await self._all("start", address, port))[0])
 
     async def update(self, payloads: ray.ObjectRef) -> UpdateSums:
@@ -105,3 +112,8 @@ class Learners:
             raise LearnerError(
                 f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s)"
             ) from None
+
+
+def _place(_: Any) -> Place:
+    """Run in a rank's process, which has no method for it."""
+    return Place.here()

@@ -79,8 +79,7 @@ class Training:
         """New ranks with the checkpoint's weights; what was sampled since then is refused by the queue."""
         began = time.monotonic()
         self.fleet.era += 1
-        self.learners.replace(self.new_ranks())
-        await self.learners.start()
+        await self.learners.restart(self.new_ranks())
         await self.learners.load(str(resume.checkpoint / LEARNER))
         for line in resume.said:
             self.console.say(line)

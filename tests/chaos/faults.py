@@ -32,6 +32,7 @@ class Kind(StrEnum):
     SLOW_ACTOR = "actor ten times slower"
     KILL_QUEUE = "queue killed"
     KILL_RANK = "learner rank killed"
+    STOP_RANK = "learner rank stopped"
     KILL_DRIVER = "driver killed"
 
 
@@ -42,7 +43,8 @@ AT_TICKET = (
 )  # fmt: skip
 AT_BROADCAST = (Kind.BROADCAST_EXIT, Kind.BROADCAST_RAISES)
 FROM_WITHOUT = (
-    Kind.KILL_ACTOR, Kind.STOP_ACTOR, Kind.SLOW_ACTOR, Kind.KILL_QUEUE, Kind.KILL_RANK, Kind.KILL_DRIVER,
+    Kind.KILL_ACTOR, Kind.STOP_ACTOR, Kind.SLOW_ACTOR, Kind.KILL_QUEUE, Kind.KILL_RANK, Kind.STOP_RANK,
+    Kind.KILL_DRIVER,
 )  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def _drawn(rng: np.random.Generator, kinds: list[Kind], updates: int, tickets: i
     kind = kinds[int(rng.integers(len(kinds)))]
     if kind in AT_TICKET:
         return Fault(kind, int(rng.integers(tickets)))
-    whom = int(rng.integers(ranks if kind is Kind.KILL_RANK else actors))
+    whom = int(rng.integers(ranks if kind in (Kind.KILL_RANK, Kind.STOP_RANK) else actors))
     return Fault(kind, int(rng.integers(1, updates)), whom)
 
 

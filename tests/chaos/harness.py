@@ -28,9 +28,11 @@ SETTINGS = [
     "grpo.drop_zero_signal=false", "eval.episodes=8", "eval.samples=2", "checkpoint.every=2", "checkpoint.keep=2",
     "cluster.dashboard=false", "observe.console=false", "rollout.hang_timeout_s=6", "rollout.env_timeout_s=2",
     "rollout.ticket_timeout_s=20", "sync.timeout_s=20", "queue.timeout_s=90",
+    "deepspeed.timeout_s=40",
 ]  # fmt: skip
 LIMIT_S = 400.0
 POLL_S = 0.1
+STOPS = (Kind.STOP_ACTOR, Kind.STOP_RANK)
 SLOW_S, STOPPED_OF_TEN = 6.0, 9  # how long an actor is slow, and how many tenths of the time it stands still
 
 
@@ -106,6 +108,7 @@ def inflict(fault: Fault, driver: int, run: Path) -> None:
     pid = {
         Kind.KILL_QUEUE: lambda: _process(driver, "ReplayQueue", 0),
         Kind.KILL_RANK: lambda: _process(driver, "RecordingRank", fault.whom),
+        Kind.STOP_RANK: lambda: _process(driver, "RecordingRank", fault.whom),
     }.get(fault.kind, lambda: _actor(run, fault.whom))()
     if pid is None:
         return
@@ -113,7 +116,7 @@ def inflict(fault: Fault, driver: int, run: Path) -> None:
         if fault.kind is Kind.SLOW_ACTOR:
             _slow_down(pid)
         else:
-            os.kill(pid, signal.SIGSTOP if fault.kind is Kind.STOP_ACTOR else signal.SIGKILL)
+            os.kill(pid, signal.SIGSTOP if fault.kind in STOPS else signal.SIGKILL)
 
 
 def _process(driver: int, title: str, number: int) -> int | None:

@@ -116,6 +116,12 @@ def test_a_learner_rank_dies(small_policy: Path, tmp_path: Path) -> None:
     assert "resuming" in log
 
 
+def test_a_learner_rank_is_stopped(small_policy: Path, tmp_path: Path) -> None:
+    """Alive and silent: the other ranks' calls end at their limit, and the stopped process is ended too."""
+    log = undergo(tmp_path, small_policy, Fault(Kind.STOP_RANK, 3, 1))
+    assert "the learner is up again after" in log
+
+
 def test_the_driver_dies(small_policy: Path, tmp_path: Path) -> None:
     log = undergo(tmp_path, small_policy, Fault(Kind.KILL_DRIVER, 5))
     assert "issued again" in log
