@@ -100,6 +100,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         timeout = timedelta(seconds=init_info.timeout_s)
         store = dist.TCPStore(init_info.master_address, init_info.master_port, init_info.world_size, False, timeout)
         store.set(f"rank {rank}", "here")  # so that the sender can tell who did not come
+        if store.get("group") != b"opens":  # waits for all
+            raise RuntimeError("another one did not join the weight group")
         rendezvous = dist.PrefixStore("weights", store)
         self._group: Any = dist.ProcessGroupGloo(rendezvous, rank, init_info.world_size, timeout)
         self._with_checksum = init_info.checksum

@@ -146,18 +146,23 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 
 
 def wait_for_all(store: dist.Store, info: GlooTrainerInitInfo, client: ActorsClient, workers: Future[None]) -> None:
-    """Until every worker has come to the store. `workers`: what becomes of the actors' calls.
+    """Until every worker has come to the store, which then are told to go on. `workers`: what becomes of their calls.
 
-    In the group's own rendezvous the death of one would be found out at its time limit only. Raises WeightTransferError
-    naming who failed or is late.
+    In the group's own rendezvous the death of one would be found out at its time limit only, by all of them. Raises
+    WeightTransferError naming who failed or is late; the others are told that there will be no group.
     """
     ranks, until = range(1, info.world_size), time.monotonic() + info.timeout_s
-    while away := [rank for rank in ranks if not store.check([f"rank {rank}"])]:
-        if workers.done():
-            workers.result()
-        if time.monotonic() > until:
-            raise client.late(JOIN, map(client.actor_of, away))
-        time.sleep(LOOK_S)
+    try:
+        while away := [rank for rank in ranks if not store.check([f"rank {rank}"])]:
+            if workers.done():
+                workers.result()
+            if time.monotonic() > until:
+                raise client.late(JOIN, map(client.actor_of, away))
+            time.sleep(LOOK_S)
+    except BaseException:
+        store.set("group", "none")
+        raise
+    store.set("group", "opens")
 
 
 class Zero3Source(WeightSource):

@@ -28,7 +28,7 @@ SETTINGS = [
     "grpo.drop_zero_signal=false", "eval.episodes=8", "eval.samples=2", "checkpoint.every=2", "checkpoint.keep=2",
     "cluster.dashboard=false", "observe.console=false", "rollout.hang_timeout_s=6", "rollout.env_timeout_s=2",
     "rollout.ticket_timeout_s=20", "sync.timeout_s=20", "queue.timeout_s=90",
-    "deepspeed.timeout_s=40",
+    "deepspeed.timeout_s=60",
 ]  # fmt: skip
 LIMIT_S = 400.0
 POLL_S = 0.1
