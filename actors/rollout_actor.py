@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.actor import ActorHandle
+import ray
 
 from actors.chat import Chat
 from actors.engine import Engine, EngineClock, EngineError
@@ -37,10 +37,11 @@ from envs.trajectory import Group, Ticket, Trajectory, Verdict
 class RolloutActor:
     """Samples tickets with the run's sampler, queues their groups, receives weights between two engine steps."""
 
-    # stacks: folder for what its threads were doing when the engine hung.
-    def __init__(self, config: RunConfig, policy: str, index: int, replay: ActorHandle, stacks: str = "") -> None:
+    # replay: name of the queue; a handle would be lost to restarts with the driver's object store. stacks: folder for
+    # what its threads were doing when the engine hung.
+    def __init__(self, config: RunConfig, policy: str, index: int, replay: str = "", stacks: str = "") -> None:
         self._config = config
-        self._outbox = Outbox(replay, config.queue.timeout_s)
+        self._outbox = Outbox(ray.get_actor(replay) if replay else None, config.queue.timeout_s)
         self._held_time = HeldTime()
         chat = Chat.load(policy)
         # The first of them comes up beside the engine.

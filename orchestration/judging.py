@@ -84,7 +84,7 @@ def _judge(
     say(f"judging {policy.name}: {policy.config.eval.episodes} held-out episodes, {plan} of each")
     actors = cluster.spawn(
         RolloutActor, role, 0, group, cluster.engine_env(policy.config),
-        [(policy.config, str(folder), i, None) for i in range(role.count)], restarts=True,
+        [(policy.config, str(folder), i) for i in range(role.count)], restarts=True,
     )  # fmt: skip
 
     async def sampled() -> tuple[list[bytes], float]:

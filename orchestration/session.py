@@ -108,8 +108,9 @@ def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGrou
     stacks: folder for what those that hang were doing.
     """
     learner_role, actor_role = cluster.roles(config)
-    replay: Any = ray.remote(ReplayQueue)
-    replay = replay.options(name=f"replay queue ({os.getpid()})", num_cpus=0, max_restarts=-1).remote(config.queue)
+    remote_queue: Any = ray.remote(ReplayQueue)
+    queue = f"replay queue ({os.getpid()})"
+    replay = remote_queue.options(name=queue, num_cpus=0, max_restarts=-1).remote(config.queue)
     lives = itertools.count()
 
     def new_ranks() -> list[ActorHandle]:
@@ -124,14 +125,14 @@ def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGrou
             return None
         [handle] = cluster.spawn(
             RolloutActor, actor_role, 0, room, cluster.engine_env(config),
-            [(config, policy, number, replay, stacks)], restarts=True, first=number,
+            [(config, policy, number, queue, stacks)], restarts=True, first=number,
         )  # fmt: skip
         return handle, room
 
     ranks = new_ranks()
     actors = cluster.spawn(
         RolloutActor, actor_role, learner_role.count, group, cluster.engine_env(config),
-        [(config, policy, i, replay, stacks) for i in range(actor_role.count)], restarts=True,
+        [(config, policy, i, queue, stacks) for i in range(actor_role.count)], restarts=True,
     )  # fmt: skip
     return Processes(replay, actors, ranks, new_ranks, new_actor)
 

@@ -47,15 +47,15 @@ def measure(rounds: int) -> dict[str, Any]:
     try:
         queue: Any = ray.remote(ReplayQueue)
         kind: Any = ray.remote(SwitchedActor)
-        replay = queue.options(num_cpus=0).remote(config.queue)
+        replay = queue.options(name="replay queue", num_cpus=0).remote(config.queue)
         environment = {"env_vars": dict(cluster.engine_env(config))}
-        actor = kind.options(num_cpus=0, runtime_env=environment).remote(config, policy, 0, replay)
+        actor = kind.options(num_cpus=0, runtime_env=environment).remote(config, policy, 0, "replay queue")
         tokens: dict[str, int] = {}
 
         def seconds_a_token(name: str) -> float:
             ray.get(actor.use.remote(SAMPLERS[name]))
             seconds, tokens[name] = ray.get(actor.played.remote(tickets))
-            ray.get(replay.take.remote(TICKETS, 0))
+            ray.get(replay.begin.remote(0))
             return float(seconds / tokens[name])
 
         found = interleaved({name: partial(seconds_a_token, name) for name in SAMPLERS}, rounds)

@@ -134,17 +134,17 @@ def measure(rounds: int) -> dict[str, Any]:
 def compare(config: RunConfig, policy: str, rounds: int) -> dict[str, Any]:
     queue: Any = ray.remote(ReplayQueue)
     kind: Any = ray.remote(BenchedActor)
-    replay = queue.options(num_cpus=0).remote(config.queue)
+    replay = queue.options(name="replay queue", num_cpus=0).remote(config.queue)
     environment = {"env_vars": dict(cluster.engine_env(config))}
-    actor = kind.options(num_cpus=0, runtime_env=environment).remote(config, policy, 0, replay)
+    actor = kind.options(num_cpus=0, runtime_env=environment).remote(config, policy, 0, "replay queue")
     tickets = [training_ticket(config.run.seed, index, config.env.name) for index in range(TICKETS)]
     ray.get(actor.record.remote(tickets))
-    ray.get(replay.take.remote(TICKETS, 0))
+    ray.get(replay.begin.remote(0))
     tokens: dict[str, int] = {}
 
     def tokens_per_s(name: str, call: Any) -> float:
         seconds, tokens[name] = ray.get(call)
-        ray.get(replay.take.remote(TICKETS, 0) if name == "actor" else replay.depth.remote())
+        ray.get(replay.begin.remote(0) if name == "actor" else replay.depth.remote())
         return tokens[name] / seconds
 
     found = interleaved(

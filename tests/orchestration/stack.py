@@ -85,10 +85,10 @@ def started(settings: dict[str, Any], learner_policy: Path, actor_policy: Path) 
         group = cluster.reserve(config)
         learner_role, actor_role = cluster.roles(config)
         remote_queue: Any = ray.remote(ReplayQueue)
-        replay = remote_queue.options(num_cpus=0).remote(config.queue)
+        replay = remote_queue.options(name="replay queue", num_cpus=0).remote(config.queue)
         n = learner_role.count
         of_ranks = [(config, str(learner_policy), i) for i in range(n)]
-        of_actors = [(config, str(actor_policy), i, replay) for i in range(actor_role.count)]
+        of_actors = [(config, str(actor_policy), i, "replay queue") for i in range(actor_role.count)]
         ranks = cluster.spawn(LearnerRank, learner_role, 0, group, cluster.learner_env(config), of_ranks)
         actors = cluster.spawn(RolloutActor, actor_role, n, group, cluster.engine_env(config), of_actors)
         stack = Stack(config, learner_policy, replay, actors, Learners(config, ranks))
