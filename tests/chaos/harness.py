@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -32,6 +33,10 @@ SETTINGS = [
 ]  # fmt: skip
 LIMIT_S = 400.0
 POLL_S = 0.1
+RECOVERIES = {
+    "rollout actor": r"samples again, (\d+) s after its fault",
+    "learner": r"the learner is up again after (\d+) s",
+}
 STOPS = (Kind.STOP_ACTOR, Kind.STOP_RANK)
 SLOW_S, STOPPED_OF_TEN = 6.0, 9  # how long an actor is slow, and how many tenths of the time it stands still
 
@@ -42,7 +47,7 @@ class ChaosError(AssertionError):
 
 @dataclass
 class Ordeal:
-    """One run and its faults, in `folder`. recovered_s: what the run said of recoveries, seconds."""
+    """One run and its faults, in `folder`."""
 
     faults: list[Fault]
     folder: Path
@@ -80,6 +85,11 @@ class Ordeal:
     def said(self) -> str:
         """The end of the run's output."""
         return "\n".join((self.folder / "log").read_text(errors="replace").splitlines()[-25:])
+
+    def recovered_s(self) -> dict[str, list[float]]:
+        """Seconds from a fault that was noticed until its victim worked again, as the run said."""
+        log = (self.folder / "log").read_text(errors="replace")
+        return {who: [float(s) for s in re.findall(said, log)] for who, said in RECOVERIES.items()}
 
     def _start(self, *resume: str) -> subprocess.Popen[bytes]:
         first = [
