@@ -6,6 +6,7 @@ of a start is that.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Stage:
         cluster.connect(config)
         self._group = cluster.reserve(config)
         self._kept: Processes | None = None
+        self._runs = itertools.count(1)
 
     @contextmanager
     def joined(self, *_: Any) -> Iterator[None]:
@@ -68,11 +70,12 @@ class Stage:
             made = spawn_processes(config, policy, self._group)
             self._kept = replace(made, new_ranks=nothing_more, new_actor=nothing_more)
             return self._kept
-        replay: Any = ray.remote(ReplayQueue)
-        replay = replay.options(num_cpus=0).remote(config.queue)
+        remote: Any = ray.remote(ReplayQueue)
+        queue = f"replay queue of run {next(self._runs)}"
+        replay = remote.options(name=queue, num_cpus=0).remote(config.queue)
         begun: list[Any] = [
             process.__ray_call__.remote(begin_anew, config, policy, 0, *more)
-            for process, more in ((self._kept.ranks[0], ()), (self._kept.actors[0], (replay,)))
+            for process, more in ((self._kept.ranks[0], ()), (self._kept.actors[0], (queue,)))
         ]
         ray.get(begun)
         self._kept = replace(self._kept, replay=replay)
