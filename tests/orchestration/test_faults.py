@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 MOST_S = 60.0
 
 
-def undergo(path: Path, policy: Path, *faults: Fault) -> str:
+def undergo(path: Path, policy: Path, *faults: Fault, settings: tuple[str, ...] = ()) -> str:
     """A run with these faults; all that it said."""
-    ordeal = Ordeal(list(faults), path / "ordeal", policy)
+    ordeal = Ordeal(list(faults), path / "ordeal", policy, settings)
     ordeal.go()
     return (ordeal.folder / "log").read_text(errors="replace")
 
@@ -117,7 +117,7 @@ def test_a_learner_rank_dies(small_policy: Path, tmp_path: Path) -> None:
 
 def test_a_learner_rank_is_stopped(small_policy: Path, tmp_path: Path) -> None:
     """Alive and silent: the other ranks' calls end at their limit, and the stopped process is ended too."""
-    log = undergo(tmp_path, small_policy, Fault(Kind.STOP_RANK, 3, 1))
+    log = undergo(tmp_path, small_policy, Fault(Kind.STOP_RANK, 3, 1), settings=("deepspeed.timeout_s=30",))
     assert max(recoveries(log, "learner")) < MOST_S
 
 
