@@ -37,8 +37,8 @@ from envs.trajectory import Group, Ticket, Trajectory, Verdict
 class RolloutActor:
     """Samples tickets with the run's sampler, queues their groups, receives weights between two engine steps."""
 
-    # replay: name of the queue; a handle would be lost to restarts with the driver's object store. stacks: folder for
-    # what its threads were doing when the engine hung.
+    # replay: name of the queue; a handle Ray would keep in its object store, and warn that restarts may miss it.
+    # stacks: folder for what its threads were doing when the engine hung.
     def __init__(self, config: RunConfig, policy: str, index: int, replay: str = "", stacks: str = "") -> None:
         self._config = config
         self._outbox = Outbox(ray.get_actor(replay) if replay else None, config.queue.timeout_s)

@@ -36,18 +36,19 @@ class FaultyActor(RolloutActor):
         rollout_actor.make_env = make  # looked up there when the environment workers are made
         super().__init__(config, policy, index, *others)
         faults = read(Path(os.environ[FAULTS]))
-        self._at_ticket = {fault.at: fault for fault in faults if fault.kind in AT_TICKET}
+        self._at_tickets = [fault for fault in faults if fault.kind in AT_TICKET]  # a ticket may meet several
         self._at_version = {fault.at: fault for fault in faults if fault.kind in AT_BROADCAST and fault.whom == index}
         self._whole = self._outbox.put
 
     async def _sample_group(self, ticket: Ticket, sampler: Any) -> Group:
-        fault = self._at_ticket.get(ticket.index)
-        if fault is not None and (fault.kind is Kind.POISON or once(f"{fault.kind} {fault.at}")):
-            await self._fail(fault.kind)
+        kinds = [fault.kind for fault in self._at_tickets if fault.at == ticket.index]
+        for kind in kinds:
+            if kind is Kind.POISON or once(f"{kind} {ticket.index}"):
+                await self._fail(kind)
         group = await super()._sample_group(ticket, sampler)
-        if fault is not None and fault.kind is Kind.CORRUPT and once(f"corrupted {fault.at}"):
+        if Kind.CORRUPT in kinds and once(f"corrupted {ticket.index}"):
             self._outbox.put = self._corrupt  # type: ignore[method-assign]
-        if fault is not None and fault.kind is Kind.QUEUED_EXIT and once(f"put {fault.at}"):
+        if Kind.QUEUED_EXIT in kinds and once(f"put {ticket.index}"):
             self._outbox.put = self._put_and_exit  # type: ignore[method-assign]
         return group
 
