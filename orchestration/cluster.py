@@ -1,4 +1,4 @@
-"""Where a run lives: the Ray cluster it joins or starts, what it needs of it, and the handles of its actors."""
+"""Where a run lives: the Ray cluster it joins or starts, and the processes it starts and ends there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import ray
 from ray._private import ray_constants
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.place import Place
 from configs.schema import RunConfig
+from orchestration.room import ClusterError, Role, Room, address_of, give_back
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON_ENV = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"), "TOKENIZERS_PARALLELISM": "false"}
@@ -39,65 +38,9 @@ LOOPBACK_ENV = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": LOOPBACK}
 QUIET_VLLM = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
-class ClusterError(RuntimeError):
-    """The cluster cannot be reached or cannot hold the run; says what is missing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A kind of process: how many, and what each needs."""
-
-    name: str
-    count: int
-    cpus: float
-    gpus: float
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v > 0}
-
-
-def roles(config: RunConfig) -> list[Role]:
-    """The processes of a run that need room on the cluster. Driver and queue ride along on the head."""
-    ranks = config.deepspeed
-    return [Role("learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank), actor_role(config)]
-
-
-def actor_role(config: RunConfig) -> Role:
-    """The processes that sample."""
-    rollout = config.rollout
-    gpus = rollout.gpus_per_actor * rollout.tensor_parallel
-    return Role("rollout actor", rollout.actors, rollout.cpus_per_actor, gpus)
-
-
-def placement_plan(config: RunConfig, needed: Sequence[Role] | None = None) -> list[str]:
-    """The plan in words, one line a role and one for the sum. needed: the roles, by default those of a run."""
-    needed = roles(config) if needed is None else needed
-    lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in needed]
-    total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in needed) for k in ("CPU", "GPU")}
-    address = _address(config)
-    where = f"the cluster at {address}" if address else f"this machine ({config.cluster.local_cpus} logical CPUs)"
-    return [*lines, f"in all: {total['CPU']:g} CPU, {total['GPU']:g} GPU on {where}"]
-
-
-def missing_resources(needed: Sequence[Role], nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """What the nodes lack, one phrase each: sums over the cluster first, then single processes larger than any node."""
-    phrases = []
-    for kind in ("CPU", "GPU"):
-        wanted = sum(r.count * r.bundle.get(kind, 0.0) for r in needed)
-        there = sum(n.get(kind, 0.0) for n in nodes)
-        if wanted > there:
-            parts = " + ".join(f"{r.count} {r.name} x {r.bundle[kind]:g}" for r in needed if kind in r.bundle)
-            phrases.append(f"{wanted:g} {kind} needed ({parts}), {there:g} there")
-    for role in needed:
-        if not any(all(n.get(k, 0.0) >= v for k, v in role.bundle.items()) for n in nodes):
-            phrases.append(f"no single node has {role.bundle} for a {role.name}")
-    return phrases
-
-
 def connect(config: RunConfig) -> str:
     """Join the cluster, or start Ray on this machine; returns the dashboard's address. Raises ClusterError."""
-    address = _address(config)
+    address = address_of(config)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     try:
         if address:
@@ -123,11 +66,6 @@ def connect(config: RunConfig) -> str:
     return str(context.dashboard_url or "")
 
 
-def _address(config: RunConfig) -> str | None:
-    """Of the cluster to join; None for a Ray of our own on this machine."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
-
-
 @contextmanager
 def _on_loopback() -> Iterator[None]:
     """Have the Ray that is started meanwhile listen on this machine alone.
@@ -147,38 +85,10 @@ def _on_loopback() -> Iterator[None]:
             os.environ[name] = variable
 
 
-def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> PlacementGroup:
-    """Reserve room for all processes at once, or say what lacks: ClusterError within cluster.placement_timeout_s.
-
-    needed: the roles, by default those of a run.
-    """
-    needed = roles(config) if needed is None else needed
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    lacking = missing_resources(needed, nodes)
-    if lacking:
-        raise ClusterError(f"the cluster cannot place this run: {'; '.join(lacking)}: {_advice(config)}")
-    bundles = [r.bundle or {"CPU": 0.001} for r in needed for _ in range(r.count)]
-    group = placement_group(bundles, strategy="PACK", name=f"sesa-{config.run.name or 'run'}")
-    if not group.wait(config.cluster.placement_timeout_s):
-        free = {k: round(v, 2) for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
-        remove_placement_group(group)
-        raise ClusterError(
-            f"no room within {config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s): "
-            f"{'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: {_advice(config)}"
-        )
-    return group
-
-
-def _advice(config: RunConfig) -> str:
-    grow = "raise cluster.local_cpus" if _address(config) is None else "add nodes"
-    return f"lower rollout.actors or deepspeed.ranks, or {grow}"
-
-
 def spawn(
     cls: type,
     role: Role,
-    first_bundle: int,
-    group: PlacementGroup,
+    rooms: Sequence[Room],
     env: Mapping[str, str],
     arguments: Sequence[Sequence[Any]],
     *,
@@ -186,7 +96,7 @@ def spawn(
     life: int = 0,
     first: int = 0,
 ) -> list[ActorHandle]:
-    """One named actor a bundle; arguments: one list a process. restarts: Ray starts one that has died again.
+    """One named actor a room; arguments: one list a process. restarts: Ray starts one that has died again.
 
     life: how often such processes were started before, as names must differ. first: number of the first of them.
 
@@ -200,33 +110,28 @@ def spawn(
             num_gpus=role.gpus,
             max_restarts=-1 if restarts else 0,
             max_task_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first_bundle + i),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(room.group, placement_group_bundle_index=room.bundle),
             runtime_env={"env_vars": dict(env)},
         ).remote(*own)
-        for i, own in enumerate(arguments)
+        for i, (room, own) in enumerate(zip(rooms, arguments, strict=True))
     ]
 
 
-def end(actors: Sequence[ActorHandle], room: PlacementGroup | None = None) -> None:
-    """End these processes; their room is free for others. room: a placement group of their own."""
+def spawn_beside_driver(cls: type, name: str, *arguments: Any) -> ActorHandle:
+    """A small actor on the driver's node: no other node's loss can take it away. Ray starts one that has died again."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(cls)
+    handle: ActorHandle = remote.options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(
+        *arguments
+    )
+    return handle
+
+
+def end(actors: Sequence[ActorHandle], rooms: Sequence[Room] = ()) -> None:
+    """End these processes, and give back these rooms."""
     for actor in actors:
         ray.kill(actor)
-    if room is not None:
-        remove_placement_group(room)
-
-
-def is_placed(room: PlacementGroup) -> bool:
-    """Whether the cluster has found a place for it."""
-    return bool(room.wait(0))
-
-
-def reserve_one(role: Role) -> PlacementGroup | None:
-    """Room for one more process of this kind; None where no node has it now."""
-    bundle = role.bundle or {"CPU": 0.001}
-    free = ray.available_resources()  # of the whole cluster: the placement group waits for a single node to have it
-    if any(free.get(kind, 0.0) < amount for kind, amount in bundle.items()):
-        return None
-    return placement_group([bundle], strategy="PACK")
+    give_back(rooms)
 
 
 async def end_process(handle: ActorHandle, place: Place) -> None:
@@ -260,7 +165,7 @@ def learner_env(config: RunConfig) -> dict[str, str]:
 
 
 def _network_env(config: RunConfig, on_gpu: bool) -> dict[str, str]:
-    return {} if on_gpu or _address(config) is not None else LOOPBACK_ENV
+    return {} if on_gpu or address_of(config) is not None else LOOPBACK_ENV
 
 
 def _probe(address: str, timeout_s: float) -> None:

@@ -19,11 +19,12 @@ from configs.schema import RunConfig
 from learner.durable import replace_durably
 from orchestration.fleet import Fleet
 from orchestration.members import Phase, in_phase
+from orchestration.room import Room, is_lost
 
 LOOK_S = 1.0  # between looks at the wish and at the cluster
 MOST_ACTORS = 100_000
 
-NewActor = Callable[[int], tuple[Any, Any] | None]  # number -> handle and placement group; None: no room now
+NewActor = Callable[[int], tuple[Any, Room] | None]  # number -> handle and room; None: no room now
 
 
 class Wish(BaseModel):
@@ -69,6 +70,7 @@ class Elastic:
         """Look after the number of actors until it is cancelled."""
         while True:
             self._read_wish()
+            self._write_off()
             self._come_closer()
             self._write_state()
             await asyncio.sleep(LOOK_S)
@@ -90,6 +92,16 @@ class Elastic:
         if wish.actors != self._wanted:
             self._say(f"{wish.actors} rollout actors are asked for instead of {self._wanted} ({self._fleet})")
             self._wanted = wish.actors
+
+    def _write_off(self) -> None:
+        """Actors whose node is gone: others take their places as soon as there is room.
+
+        To wait for Ray to start them again would keep their rooms on its list: looking for a place for those, again and
+        again without a pause, it takes a whole core of the head.
+        """
+        for member in in_phase(self._fleet.members, Phase.COMING):
+            if member.room is not None and is_lost(member.room):
+                self._fleet.write_off(member)
 
     def _come_closer(self) -> None:
         there = in_phase(self._fleet.members, Phase.COMING, Phase.READY, Phase.UP)

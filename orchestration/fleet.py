@@ -7,6 +7,7 @@ in again when its new engine holds the learner's weights, which it has to prove.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -22,9 +23,10 @@ from configs.schema import RunConfig
 from envs.trajectory import Ticket
 from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
-from orchestration.cluster import cause_of, end, end_process, is_placed
+from orchestration.cluster import cause_of, end, end_process
 from orchestration.learners import LearnerError, Learners
 from orchestration.members import Member, Phase, in_phase, in_words, least_loaded
+from orchestration.room import Room, is_placed
 from orchestration.start import RolloutError, all_up, up_again
 
 TRIES = 3  # of a broadcast that failed without a culprit
@@ -33,16 +35,25 @@ PATIENCE = 1.5
 
 
 class Fleet:
-    """`on_change` is called whenever there is more or less room for tickets. Made and used in the driver's event loop.
+    """rooms: of the actors, given back when they go; none: they are somebody else's.
 
+    `on_change` is called whenever there is more or less room for tickets. Made and used in the driver's event loop.
     era: how often the run was taken back to a checkpoint; what was sampled in an earlier one is refused by the queue.
     """
 
     def __init__(
-        self, config: RunConfig, learners: Learners, handles: Sequence[ActorHandle], say: Callable[[str], None]
+        self,
+        config: RunConfig,
+        learners: Learners,
+        handles: Sequence[ActorHandle],
+        say: Callable[[str], None],
+        rooms: Sequence[Room] = (),
     ) -> None:
         self._config, self._learners, self._say = config, learners, say
-        self.members = [Member(number, handle) for number, handle in enumerate(handles)]
+        theirs = rooms or itertools.repeat(None, len(handles))
+        self.members = [
+            Member(number, handle, room) for number, (handle, room) in enumerate(zip(handles, theirs, strict=True))
+        ]
         self.era = 0
         self.on_change: Callable[[], None] = lambda: None
         # Beyond the actor's own limit there is only the wait for room in the queue.
@@ -166,8 +177,8 @@ class Fleet:
 
     # --- more or fewer -----------------------------------------------------------------------------------------------
 
-    def add(self, handle: ActorHandle, room: Any) -> Member:
-        """One more actor, which samples once its engine is up and it has the weights. room: its placement group."""
+    def add(self, handle: ActorHandle, room: Room) -> Member:
+        """One more actor, which samples once its engine is up and it has the weights."""
         member = Member(len(self.members), handle, room, since=time.monotonic())
         self.members.append(member)
         self._in_background(self._bring_back(member, dead=True))
@@ -180,16 +191,19 @@ class Fleet:
             self._in_background(self._see_off(member))
         self._changed()
 
+    def write_off(self, member: Member) -> None:
+        """Its node is gone, and its room with it: it does not come back."""
+        self._remove(member)
+        self._say(f"warning: {member.name} has lost its node ({self})")
+
     async def _see_off(self, member: Member) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limit_s):
                 while member.load:
                     self._news.clear()
                     await self._news.wait()
-        member.phase = Phase.GONE
-        end([member.handle], member.room)
+        self._remove(member)
         self._say(f"{member.name} has left ({self})")
-        self._changed()
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
@@ -226,12 +240,15 @@ class Fleet:
                 return
 
     def _give_up(self, member: Member) -> None:
-        member.phase = Phase.GONE
-        end([member.handle], member.room)
+        self._remove(member)
         self._say(
             f"warning: {member.name} is given up after {member.failures} failures in a row (rollout.max_restarts), "
             f"last: {member.cause} ({self})"
         )
+
+    def _remove(self, member: Member) -> None:
+        member.phase = Phase.GONE
+        end([member.handle], [] if member.room is None else [member.room])
         self._changed()
 
     async def _admit(self) -> None:

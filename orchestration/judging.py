@@ -21,6 +21,7 @@ from orchestration.judgement import Judgement, judge
 from orchestration.learners import Learners
 from orchestration.plans import Plan
 from orchestration.policy import PolicyError, ensure_policy, policy_digest
+from orchestration.room import Room, actor_role
 from orchestration.session import joined_cluster
 
 
@@ -67,23 +68,23 @@ def judge_policies(config: RunConfig, policies: Sequence[Policy], plan: Plan) ->
     Raises what a run raises (`session.START_ERRORS`, `RUN_ERRORS`).
     """
     terminal = Terminal(highlight=False, soft_wrap=True)
-    actors_only = [cluster.actor_role(config)]
+    actors_only = [actor_role(config)]
 
     def say(text: str) -> None:
         terminal.print(text, markup=False)
 
-    with joined_cluster(config, say, actors_only) as group:
+    with joined_cluster(config, say, actors_only) as [rooms]:
         for policy in policies:
-            yield _judge(policy, plan, group, terminal, say)
+            yield _judge(policy, plan, rooms, terminal, say)
 
 
 def _judge(
-    policy: Policy, plan: Plan, group: cluster.PlacementGroup, terminal: Terminal, say: Callable[[str], None]
+    policy: Policy, plan: Plan, rooms: Sequence[Room], terminal: Terminal, say: Callable[[str], None]
 ) -> JudgedPolicy:
-    folder, role = ensure_policy(policy.config, say), cluster.actor_role(policy.config)
+    folder, role = ensure_policy(policy.config, say), actor_role(policy.config)
     say(f"judging {policy.name}: {policy.config.eval.episodes} held-out episodes, {plan} of each")
     actors = cluster.spawn(
-        RolloutActor, role, 0, group, cluster.engine_env(policy.config),
+        RolloutActor, role, rooms, cluster.engine_env(policy.config),
         [(policy.config, str(folder), i) for i in range(role.count)], restarts=True,
     )  # fmt: skip
 

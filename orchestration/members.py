@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from actors.place import Place
+from orchestration.room import Room
 
 
 class Phase(StrEnum):
@@ -26,14 +27,15 @@ class Phase(StrEnum):
 
 @dataclass
 class Member:
-    """handle: of the Ray actor. life: how often it has come up. failures: in a row, without a finished ticket between.
+    """handle: of the Ray actor. room: of its own, None where it is not ours to give back.
 
-    load: tickets it works on. cause: why it was lost last. since: `time.monotonic()` of the last change of phase.
+    life: how often it has come up. failures: in a row, without a finished ticket between. load: tickets it works on.
+    cause: why it was lost last. since: `time.monotonic()` of the last change of phase.
     """
 
     number: int
     handle: Any
-    room: Any = None  # placement group of its own, of an actor that came while the run was going on
+    room: Room | None = None
     phase: Phase = Phase.COMING
     life: int = 0
     failures: int = 0

@@ -73,7 +73,7 @@ def _check_metric(config: RunConfig) -> None:
 
 
 def _dry_run(config: RunConfig) -> int:
-    from orchestration.cluster import placement_plan
+    from orchestration.room import placement_plan
 
     print(to_yaml(config))
     print("\n".join(f"# {line}" for line in placement_plan(config)))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -20,9 +19,8 @@ from actors.rollout_actor import RolloutActor
 from configs.schema import RunConfig
 from configs.watchdog import Watchdog
 from learner.rank import LearnerRank
-from orchestration import cluster
+from orchestration import cluster, room
 from orchestration.checkpoints import LEARNER, CheckpointError
-from orchestration.cluster import ClusterError
 from orchestration.console import Console
 from orchestration.elastic import Elastic, NewActor
 from orchestration.evaluation import Evaluation, EvaluationError
@@ -36,6 +34,7 @@ from orchestration.replay_buffer import QueueError
 from orchestration.replay_queue import ReplayQueue
 from orchestration.report import write_report
 from orchestration.resume import ResumeError, ResumePoint, check_policy
+from orchestration.room import ClusterError, Role, Room
 from orchestration.run_folder import RunFolder, RunFolderError
 from orchestration.start import RolloutError
 from orchestration.training import Training
@@ -48,11 +47,12 @@ RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationErr
 class Processes:
     """The handles of everything that runs beside the driver.
 
-    new_ranks: starts the learner's processes once more. new_actor: starts another rollout actor.
+    rooms: of the actors. new_ranks: starts the learner's processes once more. new_actor: starts another rollout actor.
     """
 
     replay: ActorHandle
     actors: list[ActorHandle]
+    rooms: list[Room]
     ranks: list[ActorHandle]
     new_ranks: Callable[[], list[ActorHandle]]
     new_actor: NewActor
@@ -66,13 +66,13 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
         with Console(config, began) as console:
             if config.model.path is not None:
                 ensure_policy(config, console.say)  # a wrong path is said before Ray starts
-            with joined_cluster(config, console.say, cluster.roles(config)) as group:
+            with joined_cluster(config, console.say, room.roles(config)) as rooms:
                 # And a cluster without room before a policy is warmed up.
                 policy = ensure_policy(config, console.say)
                 digest = policy_digest(policy)
                 if resume is not None:
                     check_policy(resume, str(policy), digest)
-                processes = spawn_processes(config, str(policy), group, str(folder.stacks))
+                processes = spawn_processes(config, str(policy), rooms, str(folder.stacks))
                 asyncio.run(_run(config, folder, processes, console, began, resume, digest))
     except BaseException:
         if not folder.config.exists():
@@ -83,58 +83,56 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
 
 
 @contextmanager
-def joined_cluster(
-    config: RunConfig, say: Callable[[str], None], needed: Sequence[cluster.Role]
-) -> Iterator[cluster.PlacementGroup]:
-    """Room for these processes on a Ray cluster, given back at the end."""
+def joined_cluster(config: RunConfig, say: Callable[[str], None], needed: Sequence[Role]) -> Iterator[list[list[Room]]]:
+    """Room for these processes on a Ray cluster, by role, given back at the end."""
     dashboard = cluster.connect(config)
     # `ray job stop` and schedulers end a run by SIGTERM: it is left in as good order as after Ctrl-C. Set behind
     # `ray.init`, which brings a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         say(f"Ray dashboard: http://{dashboard}" if dashboard else "Ray runs without its dashboard")
-        group = cluster.reserve(config, needed)
-        for line in cluster.placement_plan(config, needed):
+        rooms = room.reserve(config, needed)
+        for line in room.placement_plan(config, needed):
             say(line)
-        yield group
-        cluster.remove_placement_group(group)
+        yield rooms
+        room.give_back(itertools.chain(*rooms))
     finally:
         ray.shutdown()
 
 
-def spawn_processes(config: RunConfig, policy: str, group: cluster.PlacementGroup, stacks: str = "") -> Processes:
+def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Room]], stacks: str = "") -> Processes:
     """Start queue, learner ranks and rollout actors; they come up side by side.
 
-    stacks: folder for what those that hang were doing.
+    rooms: of the ranks and of the actors. stacks: folder for what those that hang were doing.
     """
-    learner_role, actor_role = cluster.roles(config)
-    remote_queue: Any = ray.remote(ReplayQueue)
+    learner_role, actor_role = room.roles(config)
+    of_ranks, of_actors = rooms
     queue = f"replay queue ({os.getpid()})"
-    replay = remote_queue.options(name=queue, num_cpus=0, max_restarts=-1).remote(config.queue)
+    replay = cluster.spawn_beside_driver(ReplayQueue, queue, config.queue)
     lives = itertools.count()
 
     def new_ranks() -> list[ActorHandle]:
         return cluster.spawn(
-            LearnerRank, learner_role, 0, group, cluster.learner_env(config),
+            LearnerRank, learner_role, of_ranks, cluster.learner_env(config),
             [(config, policy, i, stacks) for i in range(learner_role.count)], life=next(lives),
         )  # fmt: skip
 
-    def new_actor(number: int) -> tuple[ActorHandle, cluster.PlacementGroup] | None:
-        room = cluster.reserve_one(actor_role)
-        if room is None:
+    def new_actor(number: int) -> tuple[ActorHandle, Room] | None:
+        found = room.reserve_one(actor_role)
+        if found is None:
             return None
         [handle] = cluster.spawn(
-            RolloutActor, actor_role, 0, room, cluster.engine_env(config),
+            RolloutActor, actor_role, [found], cluster.engine_env(config),
             [(config, policy, number, queue, stacks)], restarts=True, first=number,
         )  # fmt: skip
-        return handle, room
+        return handle, found
 
     ranks = new_ranks()
     actors = cluster.spawn(
-        RolloutActor, actor_role, learner_role.count, group, cluster.engine_env(config),
+        RolloutActor, actor_role, of_actors, cluster.engine_env(config),
         [(config, policy, i, queue, stacks) for i in range(actor_role.count)], restarts=True,
     )  # fmt: skip
-    return Processes(replay, actors, ranks, new_ranks, new_actor)
+    return Processes(replay, actors, list(of_actors), ranks, new_ranks, new_actor)
 
 
 async def _run(
@@ -142,7 +140,7 @@ async def _run(
     resume: ResumePoint | None, digest: str,
 ) -> None:  # fmt: skip
     learners = Learners(config, processes.ranks)
-    fleet = Fleet(config, learners, processes.actors, console.say)
+    fleet = Fleet(config, learners, processes.actors, console.say, processes.rooms)
     elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say)
     fleet.look_after(Watchdog(folder.stacks / "driver.txt").look_after_loop(config.run.hang_timeout_s))
     try:

@@ -30,6 +30,7 @@ HEAVY = {
         "learner/actors_client.py",
         "learner/weight_sender.py",
         "orchestration/cluster.py",
+        "orchestration/room.py",
         "orchestration/comparison_jobs.py",
         "orchestration/driver.py",
         "orchestration/learners.py",

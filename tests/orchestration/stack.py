@@ -20,6 +20,7 @@ from orchestration import cluster
 from orchestration.learners import Learners
 from orchestration.replay_buffer import Taken
 from orchestration.replay_queue import ReplayQueue
+from orchestration.room import reserve, roles
 from orchestration.tickets import training_ticket
 
 SETTINGS: dict[str, Any] = {
@@ -82,15 +83,14 @@ def started(settings: dict[str, Any], learner_policy: Path, actor_policy: Path) 
     config = RunConfig.model_validate(settings)
     cluster.connect(config)
     try:
-        group = cluster.reserve(config)
-        learner_role, actor_role = cluster.roles(config)
+        learner_role, actor_role = roles(config)
+        rank_rooms, actor_rooms = reserve(config)
         remote_queue: Any = ray.remote(ReplayQueue)
         replay = remote_queue.options(name="replay queue", num_cpus=0).remote(config.queue)
-        n = learner_role.count
-        of_ranks = [(config, str(learner_policy), i) for i in range(n)]
+        of_ranks = [(config, str(learner_policy), i) for i in range(learner_role.count)]
         of_actors = [(config, str(actor_policy), i, "replay queue") for i in range(actor_role.count)]
-        ranks = cluster.spawn(LearnerRank, learner_role, 0, group, cluster.learner_env(config), of_ranks)
-        actors = cluster.spawn(RolloutActor, actor_role, n, group, cluster.engine_env(config), of_actors)
+        ranks = cluster.spawn(LearnerRank, learner_role, rank_rooms, cluster.learner_env(config), of_ranks)
+        actors = cluster.spawn(RolloutActor, actor_role, actor_rooms, cluster.engine_env(config), of_actors)
         stack = Stack(config, learner_policy, replay, actors, Learners(config, ranks))
 
         async def connect() -> None:

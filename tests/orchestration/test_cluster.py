@@ -15,19 +15,10 @@ from ray.util import get_node_ip_address
 from configs.schema import RunConfig
 from configs.shown import is_secret_name
 from orchestration import cluster
-from orchestration.cluster import (
-    ClusterError,
-    Role,
-    cause_of,
-    connect,
-    engine_env,
-    learner_env,
-    missing_resources,
-    placement_plan,
-    roles,
-)
+from orchestration.cluster import cause_of, connect, engine_env, learner_env
+from orchestration.room import ClusterError, Role, missing_resources, placement_plan, roles
 
-LEARNERS, ACTORS = Role("learner rank", 2, 1.0, 0.0), Role("rollout actor", 3, 0.5, 0.0)
+LEARNERS, ACTORS = Role("learner rank", 2, 1.0, 0.0, together=True), Role("rollout actor", 3, 0.5, 0.0)
 GPU_ACTORS = Role("rollout actor", 4, 1.0, 2.0)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util.placement_group import PlacementGroup
 
 from configs.schema import RunConfig
-from orchestration import scale
+from orchestration import elastic, scale
 from orchestration.elastic import Elastic, State, read_state
 from orchestration.members import Member, Phase
+from orchestration.room import Room
 from orchestration.run_folder import RunFolder
 
 
@@ -29,6 +31,9 @@ class Fleet:
     def dismiss(self, members: list[Member]) -> None:
         for member in members:
             member.phase = Phase.GONE
+
+    def write_off(self, member: Member) -> None:
+        member.phase = Phase.GONE
 
     @property
     def up(self) -> list[Member]:
@@ -56,6 +61,7 @@ class Stage:
 
     def look(self) -> State:
         self.elastic._read_wish()
+        self.elastic._write_off()
         self.elastic._come_closer()
         self.elastic._write_state()
         state = read_state(self.folder)
@@ -72,7 +78,9 @@ def test_a_wish_adds_actors_and_takes_the_newest_away(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.wish('{"actors": 4}')
     assert stage.look().phases["up"] == [0, 1, 2, 3]
-    assert [(m.handle, m.room) for m in stage.fleet.members[2:]] == [("handle 2", "room 2"), ("handle 3", "room 3")]
+    assert [(m.handle, str(m.room)) for m in stage.fleet.members[2:]] == [
+        ("handle 2", "room 2"), ("handle 3", "room 3")
+    ]  # fmt: skip
     stage.wish('{"actors": 1}')
     state = stage.look()
     assert (state.phases["up"], state.phases["gone"]) == ([0], [1, 2, 3])
@@ -103,6 +111,23 @@ def test_an_actor_that_was_given_up_is_replaced(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.fleet.members[1].phase = Phase.GONE
     assert stage.look().phases["up"] == [0, 2]
+
+
+def test_actors_whose_node_is_gone_are_replaced_as_soon_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three that are to come back, one's node is gone; one has no room of its own, which nobody is asked about."""
+    stage, rooms = Stage(tmp_path, actors=4, room=0), [Room(PlacementGroup.empty(), i) for i in range(3)]
+    monkeypatch.setattr(elastic, "is_lost", lambda room: room in rooms[:2])
+    for member, room, phase in zip(
+        stage.fleet.members, [*rooms, None], [Phase.UP, Phase.COMING, Phase.COMING, Phase.COMING], strict=True
+    ):
+        member.room, member.phase = room, phase
+    state = stage.look()
+    assert (state.phases["up"], state.phases["coming"], state.phases["gone"]) == ([0], [2, 3], [1])
+    assert state.told == "no room on the cluster for rollout actor 4"
+    stage.room = 1
+    assert stage.look().phases["up"] == [0, 4]
 
 
 @pytest.mark.parametrize("text", ["", "4", '{"actors": 0}', '{"actors": "4"}', '{"actors": 4, "x": 1}', "\0" * 10])

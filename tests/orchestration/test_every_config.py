@@ -23,6 +23,7 @@ from configs.schema import RunConfig
 from orchestration import cluster, run, session
 from orchestration.cluster import ROOT
 from orchestration.replay_queue import ReplayQueue
+from orchestration.room import reserve
 from orchestration.session import Processes, spawn_processes
 from tests.envs.cases import QUESTIONS
 
@@ -55,7 +56,7 @@ class Stage:
 
     def __init__(self, config: RunConfig) -> None:
         cluster.connect(config)
-        self._group = cluster.reserve(config)
+        self._rooms = reserve(config)
         self._kept: Processes | None = None
         self._runs = itertools.count(1)
 
@@ -67,7 +68,7 @@ class Stage:
     def processes(self, config: RunConfig, policy: str, *_: Any) -> Processes:
         """In place of `session.spawn_processes`."""
         if self._kept is None:
-            made = spawn_processes(config, policy, self._group)
+            made = spawn_processes(config, policy, self._rooms)
             self._kept = replace(made, new_ranks=nothing_more, new_actor=nothing_more)
             return self._kept
         remote: Any = ray.remote(ReplayQueue)
