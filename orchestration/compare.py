@@ -24,6 +24,7 @@ from orchestration.comparison_run import Launcher, LaunchError, LocalLauncher, c
 from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail
 
 if TYPE_CHECKING:
+    from orchestration.comparison_known import Known
     from orchestration.comparison_state import Work
 
 
@@ -38,11 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison = load_comparison(arguments.config)
         written = arguments.root.absolute() if arguments.address else from_root(arguments.root)
         plan = make_plan(comparison, arguments.config, arguments.root, written)
+        # Commands as they are for everybody, wherever these runs lie.
+        shown = make_plan(comparison, arguments.config, DEFAULT_ROOT, DEFAULT_ROOT)
+        known = _known(arguments.known, shown)
         if not arguments.report:
-            failed = _run(plan, arguments)
+            failed = _run(plan, arguments, known)
         if arguments.dry_run:
             return 0
-        files = _write(comparison, plan, arguments.config, arguments.output, failed)
+        files = _write(comparison, plan, shown, arguments.config, arguments.output, failed, known)
     except ConfigError as error:
         return fail(error, FAILED if failed else BAD_INPUT)
     except OSError as error:
@@ -53,13 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILED if failed else 0
 
 
-def _run(plan: Plan, arguments: argparse.Namespace) -> dict[str, str]:
+def _known(path: Path | None, shown: Plan) -> Known | None:
+    """Raises ConfigError."""
+    if path is None:
+        return None
+    from orchestration.comparison_known import read_known
+
+    return read_known(path, shown)
+
+
+def _run(plan: Plan, arguments: argparse.Namespace, known: Known | None) -> dict[str, str]:
     """Do what remains to be done, or only tell it; name of a task -> why it failed. Raises ConfigError."""
     # Imports that take time: a mistyped key was reported before.
     from orchestration.comparison_state import clear_the_way, work_of
 
     _check(plan)
-    work = work_of(plan, arguments.only)
+    work = work_of(plan, arguments.only, () if known is None else known.results)
     _tell(work, arguments.dry_run)
     if arguments.dry_run or not work.tasks:
         return {}
@@ -121,7 +134,13 @@ def _job_launcher(address: str) -> Launcher:
 
 
 def _write(
-    comparison: ComparisonConfig, plan: Plan, path: Path, output: Path | None, failed: Mapping[str, str]
+    comparison: ComparisonConfig,
+    plan: Plan,
+    shown: Plan,
+    path: Path,
+    output: Path | None,
+    failed: Mapping[str, str],
+    known: Known | None,
 ) -> list[Path]:
     """Document, tables and pictures, in the comparison's folder and beside `output`. Raises ConfigError."""
     from orchestration.comparison_aggregate import as_text, document
@@ -133,11 +152,9 @@ def _write(
         results, start = read_results(plan)
     except ResultError as error:
         raise ConfigError([str(error)]) from None
-    if not results:
+    if not results and known is None:
         raise ConfigError([f"{from_root(plan.folder)}: no run is finished, so there is nothing to compare"])
-    # Commands as they are for everybody, wherever these runs lie.
-    shown = make_plan(comparison, path, DEFAULT_ROOT, DEFAULT_ROOT)
-    compared = document(comparison, path, plan, shown, results, start, failed)
+    compared = document(comparison, path, plan, shown, results, start, failed, known)
     files = []
     for stem in [plan.folder / "comparison", *([output.with_suffix("")] if output is not None else [])]:
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", help="run as jobs of the Ray cluster with this dashboard, http://HEAD:8265")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the commands")
     what.add_argument("--report", action="store_true", help="run nothing, compare what is there")
+    parser.add_argument(
+        "--known", type=Path, metavar="FILE.json", help="take finished runs of this earlier document over"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the comparison there too")
     return parser
 

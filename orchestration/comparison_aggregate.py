@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.comparison import ComparisonConfig
+from orchestration.comparison_known import Known
 from orchestration.comparison_plan import Plan, PlannedRun, from_root
 from orchestration.comparison_results import CURVES, RunResult
-from orchestration.comparison_run import command
+from orchestration.comparison_run import command, shown_command
 from orchestration.comparison_statistics import Interval, band, interval, on_grid, paired, ratio, token_grid
 
 _INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
@@ -34,11 +35,15 @@ def document(
     results: Mapping[str, RunResult],
     start: Mapping[str, Mapping[str, float]],
     failed: Mapping[str, str],
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Numbers, text, lists and objects alone.
 
     shown: the plan with folders as a reader has them, for commands. failed: name -> why, of this call's tasks.
+    known: runs of an earlier document, for those that are not in `results`.
     """
+    known = known or Known()
+    results = {**known.results, **results}
     grid = token_grid(comparison.tokens)
     by_method = {name: [run for run in plan.runs if run.method == name] for name in comparison.methods}
     figures = {name: _by_seed(runs, results) for name, runs in by_method.items()}
@@ -63,12 +68,13 @@ def document(
                 "figures": {figure: asdict(interval(list(v.values()))) for figure, v in figures[name].items()},
                 "against_first": _against(figures[name], figures[first]) if name != first else {},
                 "gain_ratio": _gain_ratio(figures[name], figures[first]),
-                "curves": _curves([results[run.name] for run in by_method[name] if run.name in results], grid),
+                "curves": known.curves_of(name, [run.seed for run in by_method[name] if run.name in results])
+                or _curves([results[run.name] for run in by_method[name] if run.name in results], grid),
             }
             for name, method in comparison.methods.items()
         },
         "runs": [_run(run, results.get(run.name), failed.get(run.name)) for run in shown.runs],
-        "judged_by": [_shown(judgement.arguments) for judgement in shown.judgements],
+        "judged_by": [shown_command(judgement.arguments) for judgement in shown.judgements],
     }
 
 
@@ -123,18 +129,13 @@ def _columns(points: Sequence[Interval | None]) -> dict[str, list[float | None]]
     return {part: [None if p is None else getattr(p, part) for p in points] for part in ("mean", "low", "high")}
 
 
-def _shown(arguments: Sequence[str]) -> str:
-    """A command without the place of a configuration that lies outside the project."""
-    return command([Path(a).name if Path(a).is_absolute() else a for a in arguments])
-
-
 def _run(run: PlannedRun, result: RunResult | None, why: str | None) -> dict[str, Any]:
     line: dict[str, Any] = {
         "name": run.name,
         "method": run.method,
         "seed": run.seed,
         "status": "finished" if result is not None else why or "not finished",
-        "command": _shown(run.arguments),
+        "command": shown_command(run.arguments),
         "config_digest": run.digest,
     }
     if result is None:

@@ -62,7 +62,7 @@ def judged_by(judgement: Judgement) -> dict[str, float] | None:
     None where there is no file or a damaged one, or it is of another command or of other settings: to be done.
     """
     try:
-        made = _json(judgement.output)
+        made = read_json(judgement.output)
         return judged_figures(made) if _is_planned(made, judgement) else None
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
@@ -93,7 +93,7 @@ def judged_figures(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _read(run: PlannedRun, judgements: Sequence[Judgement]) -> RunResult:
-    summary, lines = _json(run.folder / "summary.json"), _lines(run.folder / "metrics.jsonl")
+    summary, lines = read_json(run.folder / "summary.json"), _lines(run.folder / "metrics.jsonl")
     sources = {"metrics.jsonl": lines, "evaluations.jsonl": _lines(run.folder / "evaluations.jsonl")}
     curves = {name: _curve(sources[source], name) for name, source in CURVES.items()}
     figures = dict(_figures(summary, curves))
@@ -132,7 +132,8 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ResultError."""
     try:
         document = json.loads(read_file(path, _MOST_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:

@@ -125,6 +125,11 @@ def command(arguments: Sequence[str]) -> str:
     return shlex.join(("python", *arguments))
 
 
+def shown_command(arguments: Sequence[str]) -> str:
+    """A command without the place of a configuration that lies outside the project."""
+    return command([Path(a).name if Path(a).is_absolute() else a for a in arguments])
+
+
 def _ready(
     waiting: list[Task], running: Collection[str], failed: dict[str, str], say: Callable[[str], None]
 ) -> list[Task]:

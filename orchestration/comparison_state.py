@@ -23,6 +23,7 @@ class State(StrEnum):
     RESUMED = "goes on from its checkpoint"
     AGAIN = "has no checkpoint: begins anew"
     NEW = "not begun"
+    KNOWN = "known from an earlier document"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +36,27 @@ class Work:
     tasks: tuple[Task, ...]
 
 
-def work_of(plan: Plan, only: Collection[str]) -> Work:
-    """What remains of the methods named, of all where none is. Raises ConfigError as `states_of`, and
+def work_of(plan: Plan, only: Collection[str], known: Collection[str] = ()) -> Work:
+    """What remains of the methods named, of all where none is.
 
-    for an unknown method and one that starts from a policy this call will not make.
+    known: runs that are not made, and their policies not judged. Raises ConfigError as `states_of`, and for an unknown
+    method and one that starts from a policy this call will not make.
     """
     methods = list(dict.fromkeys(run.method for run in plan.runs))
     if wrong := [name for name in only if name not in methods]:
         near = did_you_mean(difflib.get_close_matches(wrong[0], methods, n=1))
         raise ConfigError([f"--only {wrong[0]}: no such method{near}"])
     states = states_of(plan)
+    states |= {name: State.KNOWN for name in known if states[name] is not State.FINISHED}
     runs = tuple(run for run in plan.runs if not only or run.method in only)
-    there = {name for name, state in states.items() if state is State.FINISHED} | {run.name for run in runs}
-    if lacking := [run for run in runs if run.after is not None and run.after not in there]:
-        raise ConfigError([f"--only: {run.name} starts from the policy of {run.after}: not there" for run in lacking])
-    judged = {None, *(run.name for run in runs)}
+    making = {run.name for run in runs if states[run.name] is not State.KNOWN}
+    there = {name for name, state in states.items() if state is State.FINISHED} | making
+    if lacking := [run for run in runs if run.name in making and run.after is not None and run.after not in there]:
+        option = {run.name: "known" if run.after in known else "only" for run in lacking}
+        raise ConfigError(
+            [f"--{option[run.name]}: {run.name} starts from the policy of {run.after}: not there" for run in lacking]
+        )
+    judged = {None, *making}
     judgements = tuple(judgement for judgement in plan.judgements if judgement.after in judged)
     return Work(runs, judgements, states, tuple(_tasks(plan, runs, judgements, states)))
 
@@ -90,7 +97,8 @@ def clear_the_way(work: Work) -> None:
             except RunFolderError as error:
                 raise ConfigError([str(error)]) from None
             folder.discard()
-    changed = {run.name for run in work.runs if work.states[run.name] is not State.FINISHED}
+    kept = (State.FINISHED, State.KNOWN)
+    changed = {run.name for run in work.runs if work.states[run.name] not in kept}
     for judgement in work.judgements:
         if judgement.after in changed:
             judgement.output.unlink(missing_ok=True)
@@ -100,7 +108,7 @@ def _tasks(
     plan: Plan, runs: Collection[PlannedRun], judgements: Collection[Judgement], states: Mapping[str, State]
 ) -> Iterator[Task]:
     """Every run that is not finished, then every judgement that is not there, each with what it has to wait for."""
-    to_run = [run for run in runs if states[run.name] is not State.FINISHED]
+    to_run = [run for run in runs if states[run.name] not in (State.FINISHED, State.KNOWN)]
     coming = {run.name for run in to_run}
     for run in to_run:
         arguments = run.resume_arguments if states[run.name] is State.RESUMED else run.arguments

@@ -20,7 +20,7 @@ from envs.codec import CodecError
 from envs.trajectory import Ticket
 from learner.learner_state import STATE_FILE, StateError, check_there, read_learner_state
 from orchestration.checkpoints import CheckpointError, read_pivots, read_queue, read_state
-from orchestration.comparison_results import ResultError, _json, _lines, _numbers
+from orchestration.comparison_results import ResultError, _lines, _numbers, read_json
 from orchestration.metrics import read_metrics
 from orchestration.nonfinite import read_batch
 from orchestration.resume import ResumeError, resume_point
@@ -171,7 +171,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "learner": (STATE_FILE, read_learner_state),
     "metrics": ("metrics.jsonl", read_metrics),
     "batch": ("batch.msgpack", read_batch),
-    "summary": ("summary.json", _json),
+    "summary": ("summary.json", read_json),
     "log": ("evaluations.jsonl", _lines),
 }
 
