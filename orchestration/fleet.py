@@ -62,6 +62,7 @@ class Fleet:
         self._weights = asyncio.Lock()  # one change of the weight group at a time
         self._group: list[tuple[int, int]] = []  # (number, life) of those in it
         self._begun = False  # whether weights have been sent
+        self._to_replace = 0  # of those that lost their nodes, how many have no successor yet
         self._error: BaseException | None = None
         self._told: dict[str, tuple[Any, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,6 +181,7 @@ class Fleet:
     def add(self, handle: ActorHandle, room: Room) -> Member:
         """One more actor, which samples once its engine is up and it has the weights."""
         member = Member(len(self.members), handle, room, since=time.monotonic())
+        self._to_replace = max(0, self._to_replace - 1)
         self.members.append(member)
         self._in_background(self._bring_back(member, dead=True))
         return member
@@ -192,7 +194,8 @@ class Fleet:
         self._changed()
 
     def write_off(self, member: Member) -> None:
-        """Its node is gone, and its room with it: it does not come back."""
+        """Its node is gone, and its room with it: it does not come back. Whoever waits, waits for a successor."""
+        self._to_replace += 1
         self._remove(member)
         self._say(f"warning: {member.name} has lost its node ({self})")
 
@@ -337,7 +340,7 @@ class Fleet:
             async with asyncio.timeout(limit_s):
                 while not in_phase(self.members, phase):
                     self._raise_error()
-                    if not in_phase(self.members, Phase.COMING, Phase.READY):
+                    if not in_phase(self.members, Phase.COMING, Phase.READY) and not self._to_replace:
                         raise RolloutError(f"no rollout actor is left; last: {self._last_cause()}")
                     self._news.clear()
                     await self._news.wait()

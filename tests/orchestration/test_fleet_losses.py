@@ -18,7 +18,7 @@ from orchestration.fleet import Fleet
 from orchestration.learners import LearnerError
 from orchestration.members import Phase
 from orchestration.start import RolloutError
-from tests.orchestration.fleet import KILLED, Ends, eventually, settle
+from tests.orchestration.fleet import KILLED, Ends, Handle, eventually, settle
 from tests.orchestration.fleet import Fleet as Scripted
 from tests.orchestration.test_fleet import BROKEN, back, configured, phases, sampling, ticket, up
 
@@ -111,6 +111,37 @@ async def test_a_start_that_takes_too_long_is_a_failure_and_ended(ends: Ends) ->
         fleet.lost(0, KILLED)
         await eventually(lambda: phases(fleet)[0] is Phase.GONE)
         assert phases(fleet)[1] is Phase.UP
+
+
+async def test_who_waits_for_the_last_actor_waits_for_a_successor_when_its_node_is_lost(ends: Ends) -> None:
+    scripted = Scripted()
+    async with up(scripted, configured()) as fleet:
+        scripted.handles[0].absent = True
+        fleet.lost(0, KILLED)
+        fleet.write_off(fleet.members[0])
+        assert (phases(fleet), ends.actors) == ([Phase.GONE], [0])
+        assert scripted.said[-1] == "warning: rollout actor 0 has lost its node (none left)"
+        [call] = sampling(fleet, 0)
+        await settle()
+        assert not call.done()
+        scripted.handles.append(Handle(scripted, 1))
+        room: Any = None
+        fleet.add(scripted.handles[1], room)
+        await eventually(lambda: phases(fleet) == [Phase.GONE, Phase.UP])
+        await eventually(lambda: 0 in scripted.in_flight)
+        await scripted.finish(0)
+        assert (await call).state == "queued"
+
+
+async def test_a_successor_is_waited_for_no_longer_than_a_start_may_take(ends: Ends) -> None:
+    scripted = Scripted()
+    async with up(scripted, configured(start_timeout_s=0.1)) as fleet:
+        fleet.lost(0, KILLED)
+        fleet.write_off(fleet.members[0])
+        with pytest.raises(
+            RolloutError, match=r"^no rollout actor was up for 0.1 s \(rollout.start_timeout_s\); last: "
+        ):
+            await fleet.sync()
 
 
 def test_a_process_is_killed_if_it_is_the_one_that_was_meant() -> None:
