@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def document(
     known: runs of an earlier document, for those that are not in `results`.
     """
     known = known or Known()
+    digests = {name: digest for name, digest in known.digests.items() if name not in results}
     results = {**known.results, **results}
     grid = token_grid(comparison.tokens)
     by_method = {name: [run for run in plan.runs if run.method == name] for name in comparison.methods}
@@ -68,12 +69,15 @@ def document(
                 "figures": {figure: asdict(interval(list(v.values()))) for figure, v in figures[name].items()},
                 "against_first": _against(figures[name], figures[first]) if name != first else {},
                 "gain_ratio": _gain_ratio(figures[name], figures[first]),
-                "curves": known.curves_of(name, [run.seed for run in by_method[name] if run.name in results])
+                "curves": _known_curves([run for run in by_method[name] if run.name in results], known, digests)
                 or _curves([results[run.name] for run in by_method[name] if run.name in results], grid),
             }
             for name, method in comparison.methods.items()
         },
-        "runs": [_run(run, results.get(run.name), failed.get(run.name)) for run in shown.runs],
+        "runs": [
+            _run(run, results.get(run.name), failed.get(run.name), digests.get(run.name, run.digest))
+            for run in shown.runs
+        ],
         "judged_by": [shown_command(judgement.arguments) for judgement in shown.judgements],
     }
 
@@ -116,6 +120,13 @@ def _short(runs: Iterable[PlannedRun], results: Mapping[str, RunResult], tokens:
     return {seed: value for seed, value in spent.items() if value is not None and value < tokens}
 
 
+def _known_curves(runs: Sequence[PlannedRun], known: Known, taken: Collection[str]) -> Any | None:
+    """An earlier document's, where it has just these runs of a method. taken: names of the runs taken from it."""
+    if not runs or any(run.name not in taken for run in runs):
+        return None
+    return known.curves_of(runs[0].method, [run.seed for run in runs])
+
+
 def _curves(results: Sequence[RunResult], grid: Sequence[float]) -> dict[str, Any]:
     """Curve -> mean, low and high at the grid's tokens; only curves that all runs of the method have."""
     curves = {}
@@ -129,14 +140,14 @@ def _columns(points: Sequence[Interval | None]) -> dict[str, list[float | None]]
     return {part: [None if p is None else getattr(p, part) for p in points] for part in ("mean", "low", "high")}
 
 
-def _run(run: PlannedRun, result: RunResult | None, why: str | None) -> dict[str, Any]:
+def _run(run: PlannedRun, result: RunResult | None, why: str | None, digest: str) -> dict[str, Any]:
     line: dict[str, Any] = {
         "name": run.name,
         "method": run.method,
         "seed": run.seed,
         "status": "finished" if result is not None else why or "not finished",
         "command": shown_command(run.arguments),
-        "config_digest": run.digest,
+        "config_digest": digest,
     }
     if result is None:
         return line

@@ -15,9 +15,13 @@ from orchestration.comparison_run import shown_command
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """results: by name of the run. curves: method -> seeds and the means of their curves, as the document has them."""
+    """results, digests: by name of the run; the digest of the settings it was made with, then.
+
+    curves: method -> seeds and the means of their curves, as the document has them.
+    """
 
     results: Mapping[str, RunResult] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, tuple[list[int], Any]] = field(default_factory=dict)
 
     def curves_of(self, method: str, finished: Collection[int]) -> Any | None:
@@ -30,16 +34,15 @@ def read_known(path: Path, plan: Plan) -> Known:
     """Those runs of `plan` (with folders as commands show them) that are finished there under the same command.
 
     A command holds all that the comparison sets; what it leaves to defaults may have been another thing in an earlier
-    version, of which nothing is known here. Raises ConfigError when the file is no such document.
+    version: then the digests of the settings differ. Raises ConfigError when the file is no such document.
     """
     try:
         document = read_json(path)
         commands = {run.name: shown_command(run.arguments) for run in plan.runs}
-        results = {
-            str(run["name"]): _result(run)
-            for run in document["runs"]
-            if run["status"] == "finished" and commands.get(run["name"]) == run["command"]
-        }
+        finished = [run for run in document["runs"] if run["status"] == "finished"]
+        ours = [run for run in finished if commands.get(run["name"]) == run["command"]]
+        results = {str(run["name"]): _result(run) for run in ours}
+        digests = {str(run["name"]): str(run["config_digest"]) for run in ours}
         methods = document["methods"]
         curves = {
             str(name): ([int(seed) for seed in method["finished_seeds"]], method["curves"])
@@ -51,7 +54,8 @@ def read_known(path: Path, plan: Plan) -> Known:
         raise ConfigError([f"--known {path}: is no document of a comparison"]) from None
     if not results:
         raise ConfigError([f"--known {path}: holds no finished run of this comparison"])
-    return Known(results, {name: one for name, one in curves.items() if _all_known(name, one[0], plan, results)})
+    known_curves = {name: one for name, one in curves.items() if _all_known(name, one[0], plan, results)}
+    return Known(results, digests, known_curves)
 
 
 def _result(run: Mapping[str, Any]) -> RunResult:

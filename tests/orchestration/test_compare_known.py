@@ -64,6 +64,17 @@ def test_all_known_gives_the_document_again(tmp_path: Path) -> None:
     assert as_text(again) == whole.read_text()
 
 
+def test_a_known_run_keeps_the_digest_of_the_settings_it_was_made_with(tmp_path: Path) -> None:
+    path = comparison_file(tmp_path)
+    text = earlier(path, tmp_path / "a", "one-seed-0").read_text()
+    (tmp_path / "old.json").write_text(
+        text.replace(planned(path, tmp_path).runs[0].digest, "sha256:of another version")
+    )
+    [first, *others] = compared(path, tmp_path / "b", read_known(tmp_path / "old.json", as_shown(path)))["runs"]
+    assert first["config_digest"] == "sha256:of another version"
+    assert [run["config_digest"] for run in others] == [run.digest for run in planned(path, tmp_path).runs[1:]]
+
+
 def test_a_run_that_is_there_goes_before_a_known_one(tmp_path: Path) -> None:
     path = comparison_file(tmp_path)
     known = read_known(earlier(path, tmp_path / "a", "one-seed-0"), as_shown(path))
@@ -71,6 +82,7 @@ def test_a_run_that_is_there_goes_before_a_known_one(tmp_path: Path) -> None:
     leave_run(run.folder, run.config, success_after=0.9)
     found = compared(path, tmp_path / "b", known)
     assert found["methods"]["one"]["figures"]["success_after"]["mean"] == 0.9
+    assert found["methods"]["one"]["curves"]["success"]["mean"][-1] == pytest.approx(0.2 + 0.7 * 1000 / 1100)
 
 
 def test_known_runs_are_not_made(tmp_path: Path) -> None:
