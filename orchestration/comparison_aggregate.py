@@ -47,6 +47,7 @@ def document(
     results = {**known.results, **results}
     grid = token_grid(comparison.tokens)
     by_method = {name: [run for run in plan.runs if run.method == name] for name in comparison.methods}
+    finished = {name: [run for run in runs if run.name in results] for name, runs in by_method.items()}
     figures = {name: _by_seed(runs, results) for name, runs in by_method.items()}
     first = next(iter(comparison.methods))
     config = str(from_root(path)) if not from_root(path).is_absolute() else path.name
@@ -63,14 +64,14 @@ def document(
             name: {
                 "after": method.after,
                 "overrides": list(method.overrides),
-                "finished_seeds": [run.seed for run in by_method[name] if run.name in results],
+                "finished_seeds": [run.seed for run in finished[name]],
                 "missing": _missing(by_method[name], results, failed),
                 "short_of_tokens": _short(by_method[name], results, comparison.tokens),
                 "figures": {figure: asdict(interval(list(v.values()))) for figure, v in figures[name].items()},
                 "against_first": _against(figures[name], figures[first]) if name != first else {},
                 "gain_ratio": _gain_ratio(figures[name], figures[first]),
-                "curves": _known_curves([run for run in by_method[name] if run.name in results], known, digests)
-                or _curves([results[run.name] for run in by_method[name] if run.name in results], grid),
+                "curves": _known_curves(finished[name], known, digests)
+                or _curves([results[run.name] for run in finished[name]], grid),
             }
             for name, method in comparison.methods.items()
         },

@@ -15,7 +15,7 @@ from orchestration.comparison_run import shown_command
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """results, digests: by name of the run; the digest of the settings it was made with, then.
+    """results, digests: by name of the run; a digest is of the settings the run was made with.
 
     curves: method -> seeds and the means of their curves, as the document has them.
     """
@@ -43,10 +43,9 @@ def read_known(path: Path, plan: Plan) -> Known:
         ours = [run for run in finished if commands.get(run["name"]) == run["command"]]
         results = {str(run["name"]): _result(run) for run in ours}
         digests = {str(run["name"]): str(run["config_digest"]) for run in ours}
-        methods = document["methods"]
         curves = {
             str(name): ([int(seed) for seed in method["finished_seeds"]], method["curves"])
-            for name, method in methods.items()
+            for name, method in document["methods"].items()
         }
     except ResultError as error:
         raise ConfigError([f"--known {error}"]) from None
@@ -54,16 +53,10 @@ def read_known(path: Path, plan: Plan) -> Known:
         raise ConfigError([f"--known {path}: is no document of a comparison"]) from None
     if not results:
         raise ConfigError([f"--known {path}: holds no finished run of this comparison"])
-    known_curves = {name: one for name, one in curves.items() if _all_known(name, one[0], plan, results)}
-    return Known(results, digests, known_curves)
+    return Known(results, digests, curves)
 
 
 def _result(run: Mapping[str, Any]) -> RunResult:
     figures = {str(name): float(value) for name, value in run["figures"].items()}
     curves = {str(n): [(float(x), float(y)) for x, y in points] for n, points in run["evaluations"].items()}
     return RunResult(dict(run["summary"]), figures, {name: points for name, points in curves.items() if points})
-
-
-def _all_known(method: str, seeds: Collection[int], plan: Plan, results: Collection[str]) -> bool:
-    names = {run.seed: run.name for run in plan.runs if run.method == method}
-    return bool(seeds) and all(names.get(seed) in results for seed in seeds)

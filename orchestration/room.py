@@ -45,7 +45,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """One process's."""
+    """Where one process is placed: a bundle of a placement group."""
 
     group: PlacementGroup
     bundle: int = 0
