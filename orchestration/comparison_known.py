@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ def read_known(path: Path, plan: Plan) -> Known:
     """
     try:
         document = read_json(path)
+        json.dumps(document, allow_nan=False)  # what is no number could not be written again
         commands = {run.name: shown_command(run.arguments) for run in plan.runs}
         finished = [run for run in document["runs"] if run["status"] == "finished"]
         ours = [run for run in finished if commands.get(run["name"]) == run["command"]]

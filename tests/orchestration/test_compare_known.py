@@ -112,6 +112,16 @@ def test_a_run_of_other_settings_is_not_known(tmp_path: Path) -> None:
         read_known(old, as_shown(path))
 
 
+def test_a_figure_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = comparison_file(tmp_path)
+    known = earlier(path, tmp_path / "a", *AFTER)
+    known.write_text(known.read_text().replace('"success_after": 0.3', '"success_after": NaN'))
+    assert "NaN" in known.read_text()
+    call = ["--config", str(path), "--root", str(tmp_path / "r"), "--report", "--known", str(known)]
+    assert compare.main(call) == 2
+    assert capsys.readouterr().err == f"error: --known {known}: is no document of a comparison\n"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": [1]}', '{"runs": [{"name": "one-seed-0"}], "methods": {}}'])
 def test_a_file_that_is_no_document_is_refused_in_one_line(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
