@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.engine_arguments import engine_arguments
-from actors.engine_thread import EngineError, EngineThread
+from actors.engine_thread import EngineClock, EngineError, EngineThread
 from configs.schema import RunConfig
 from configs.watchdog import Watchdog
 from envs.trajectory import Floats, Ints
@@ -29,16 +28,6 @@ class Completion:
     behaviour_logprobs: Floats
     policy_versions: Ints
     ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EngineClock:
-    """Seconds since the engine was up, spent stepping, and spent paused; tokens sampled."""
-
-    up_s: float
-    busy_s: float
-    paused_s: float
-    sampled_tokens: int
 
 
 class Engine:
@@ -94,8 +83,7 @@ class Engine:
         await self._thread.call(resume)
 
     def clock(self) -> EngineClock:
-        thread = self._thread
-        return EngineClock(time.monotonic() - thread.started, thread.busy_s, thread.paused_s, thread.sampled_tokens)
+        return self._thread.clock()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop after the step under way and free the engine."""

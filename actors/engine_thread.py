@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,13 +27,29 @@ class EngineError(RuntimeError):
     """The engine cannot go on; one line that says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineClock:
+    """Seconds since the engine was up, spent stepping, and spent paused; tokens sampled.
+
+    prompt_tokens: of all requests, their contexts; cached_tokens: of them, found in the prefix cache.
+    """
+
+    up_s: float
+    busy_s: float
+    paused_s: float
+    sampled_tokens: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
 class EngineThread:
     """Starts the engine and waits for it, up to `timeout_s`. alive: called before steps (False)
 
     and commands (True), and when no more of them follow (None).
 
     Once a step has raised, every waiting and later call raises EngineError. Paused, requests are kept and no step is
-    made. `sampled_tokens`: of finished requests.
+    made. Of finished requests: `sampled_tokens`, `prompt_tokens`, and of these `cached_tokens`, found in the prefix
+    cache.
     """
 
     def __init__(
@@ -44,7 +61,8 @@ class EngineThread:
         self._paused_at: float | None = None
         self._broken: BaseException | None = None
         self._stopping = False
-        self.started, self.busy_s, self.paused_s, self.sampled_tokens = time.monotonic(), 0.0, 0.0, 0
+        self.started, self.busy_s, self.paused_s = time.monotonic(), 0.0, 0.0
+        self.sampled_tokens = self.prompt_tokens = self.cached_tokens = 0
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(arguments, ready), name="vllm-step", daemon=True)
         self._thread.start()
@@ -94,6 +112,12 @@ class EngineThread:
             self.paused_s += time.monotonic() - self._paused_at
             self._paused_at = None
 
+    def clock(self) -> EngineClock:
+        up_s = time.monotonic() - self.started
+        return EngineClock(
+            up_s, self.busy_s, self.paused_s, self.sampled_tokens, self.prompt_tokens, self.cached_tokens
+        )
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop the thread after the step it is in and free the engine."""
         self._stopping = True
@@ -142,6 +166,8 @@ class EngineThread:
             future = self._waiting.pop(output.request_id, None) if output.finished else None
             if future is not None:
                 self.sampled_tokens += len(output.outputs[0].token_ids)
+                self.prompt_tokens += len(output.prompt_token_ids or ())
+                self.cached_tokens += output.num_cached_tokens or 0
                 answers.append((future, output))
         _tell(answers)
         self.busy_s += time.monotonic() - began

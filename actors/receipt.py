@@ -18,7 +18,8 @@ class Receipt:
     where each episode has its own, and then question and found stay empty. question: short name of the prompt.
     found: the right answers of all episodes, branches too. branch_tokens: of sampled_tokens. queue: the name of the
     replay queue the group was put into. replaced_workers: environment workers of the actor, since its receipt before.
-    actor_lost: the actor died or was given up while it sampled the ticket.
+    trajectories: all of the group's, of any kind. actor_lost: the actor died or was given up while it sampled the
+    ticket.
     """
 
     ticket: Ticket
@@ -42,6 +43,7 @@ class Receipt:
     queue: str = ""
     actor_lost: bool = False
     replaced_workers: int = 0
+    trajectories: int = 0
 
 
 def verdict_on(group: Group, grpo: GrpoSettings) -> tuple[str, str]:
@@ -79,6 +81,7 @@ def receipt_of(group: Group, state: str, cause: str, targets: int | None = None)
         targets=targets,
         question="" if targets is None else question_of(group),
         found=() if targets is None else tuple(sorted(right)),
+        trajectories=len(group.trajectories),
         branch_tokens=sum(t.sampled_tokens for t in group.trajectories if is_branch(t, group)),
     )
 

@@ -11,15 +11,18 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs.base import Settings
 
+MAX_TURNS = "answers of the policy an episode has room for"
+ACTIONS_PER_TURN = "actions an answer may hold"
+MAX_ACTIONS = "actions an episode has room for"
 TAG = r"^[A-Za-z_][A-Za-z0-9_-]{0,31}$"
 
 
 class TurnSettings(Settings):
     """What every text environment shares."""
 
-    max_turns: PositiveInt = 6
-    actions_per_turn: int = Field(1, ge=1, le=128)
-    max_actions: PositiveInt = 6
+    max_turns: PositiveInt = Field(6, description=MAX_TURNS)
+    actions_per_turn: int = Field(1, ge=1, le=128, description=ACTIONS_PER_TURN)
+    max_actions: PositiveInt = Field(6, description=MAX_ACTIONS)
     format_penalty: float = Field(
         -0.1, le=0, description="reward of an answer that cannot be read or holds an illegal action"
     )
@@ -50,8 +53,8 @@ class TurnSettings(Settings):
 class GuessSettings(TurnSettings):
     """A task whose actions are whole attempts: one, unless more are asked for."""
 
-    max_turns: PositiveInt = 1
-    max_actions: PositiveInt = 1
+    max_turns: PositiveInt = Field(1, description=MAX_TURNS)
+    max_actions: PositiveInt = Field(1, description=MAX_ACTIONS)
 
     @model_validator(mode="after")
     def _turns_are_attempts(self) -> GuessSettings:
@@ -108,14 +111,14 @@ class SokobanSettings(TurnSettings):
     """Push every box onto a target. Rewards follow the common scale of this task (per move, per box, all boxes)."""
 
     name: Literal["sokoban"] = "sokoban"
-    max_turns: PositiveInt = 5
-    actions_per_turn: PositiveInt = 5
-    max_actions: PositiveInt = 10
+    max_turns: PositiveInt = Field(5, description=MAX_TURNS)
+    actions_per_turn: PositiveInt = Field(5, description=ACTIONS_PER_TURN)
+    max_actions: PositiveInt = Field(10, description=MAX_ACTIONS)
     # As much as a whole turn of moves costs: talking nonsense must not be cheaper than playing.
     format_penalty: float = Field(-0.5, le=0, description="reward of an answer that cannot be read or made in full")
     rows: int = Field(6, ge=4, le=16, description="with the walls around")
     columns: int = Field(6, ge=4, le=16, description="with the walls around")
-    boxes: int = Field(1, ge=1, le=3)
+    boxes: int = Field(1, ge=1, le=3, description="boxes, and targets")
     levels: str | None = Field(
         None,
         min_length=1,
@@ -125,9 +128,9 @@ class SokobanSettings(TurnSettings):
     show_board: bool = Field(
         True, description="every message shows the board; off: only the first, later ones tell the places"
     )
-    move_reward: float = Field(-0.1, le=0)
+    move_reward: float = Field(-0.1, le=0, description="for every move")
     box_reward: float = Field(1.0, ge=0, description="for a box moved onto a target; taken back when it leaves it")
-    solved_reward: float = Field(10.0, ge=0)
+    solved_reward: float = Field(10.0, ge=0, description="once all boxes are on targets")
 
     @model_validator(mode="after")
     def _room_holds_boxes(self) -> SokobanSettings:
@@ -153,10 +156,10 @@ class CountdownSettings(GuessSettings):
     """Reach a target with a formula that uses each number once."""
 
     name: Literal["countdown"] = "countdown"
-    least_numbers: int = Field(3, ge=3, le=6)
-    most_numbers: int = Field(4, ge=3, le=6)
-    largest_number: int = Field(99, ge=2, le=999)
-    largest_target: int = Field(100, ge=1, le=9999)
+    least_numbers: int = Field(3, ge=3, le=6, description="an episode has this many numbers or more")
+    most_numbers: int = Field(4, ge=3, le=6, description="an episode has this many numbers or fewer")
+    largest_number: int = Field(99, ge=2, le=999, description="numbers are 1 to this")
+    largest_target: int = Field(100, ge=1, le=9999, description="targets are 1 to this")
     right_numbers_reward: float = Field(
         0.1, ge=0, lt=1, description="for a formula of the right numbers with a wrong value"
     )
@@ -172,10 +175,10 @@ class SudokuSettings(TurnSettings):
     """Fill a grid that has exactly one solution."""
 
     name: Literal["sudoku"] = "sudoku"
-    max_turns: PositiveInt = 5
-    actions_per_turn: PositiveInt = 16
-    max_actions: PositiveInt = 32
-    size: Literal[4, 9] = 4
+    max_turns: PositiveInt = Field(5, description=MAX_TURNS)
+    actions_per_turn: PositiveInt = Field(16, description=ACTIONS_PER_TURN)
+    max_actions: PositiveInt = Field(32, description=MAX_ACTIONS)
+    size: Literal[4, 9] = Field(4, description="rows, columns and digits")
     blanks: int = Field(8, ge=1, le=64, description="empty cells at the start")
     difficulty: Literal["any", "easy", "medium", "hard"] = Field(
         "any",

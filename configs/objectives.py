@@ -14,10 +14,10 @@ Normalizer = Literal["token", "sequence", "constant"]
 class StreamSettings(Settings):
     """One stream's share of the loss; what is empty is as in `grpo`."""
 
-    weight: float = Field(1.0, ge=0)
-    clip_low: PositiveFloat | None = None
-    clip_high: PositiveFloat | None = None
-    normalizer: Normalizer | None = None
+    weight: float = Field(1.0, ge=0, description="of the stream's loss")
+    clip_low: PositiveFloat | None = Field(None, description="as grpo.clip_low")
+    clip_high: PositiveFloat | None = Field(None, description="as grpo.clip_high")
+    normalizer: Normalizer | None = Field(None, description="as grpo.normalizer")
 
 
 class StreamsSettings(Settings):
@@ -47,7 +47,7 @@ class ImportanceSettings(Settings):
 class KlSettings(Settings):
     """Distance kept from a reference policy; the reference is loaded only when the coefficient is not zero."""
 
-    coefficient: float = Field(0.0, ge=0)
+    coefficient: float = Field(0.0, ge=0, description="of the distance in the loss; 0: none is taken")
     estimator: Literal["k1", "k2", "k3"] = Field(
         "k3", description="k1 is taken off each token's advantage; k2 and k3 are terms of the loss"
     )
@@ -79,7 +79,7 @@ class KlCov(Settings):
 
     name: Literal["kl_cov"] = "kl_cov"
     share: float = Field(2e-3, gt=0, le=1, description="share of all trained tokens that is held")
-    coefficient: float = Field(1.0, ge=0)
+    coefficient: float = Field(1.0, ge=0, description="of the distance from the policy before the update")
 
 
 EntropySettings = Annotated[NoEntropyControl | EntropyBonus | ClipCov | KlCov, Field(discriminator="name")]
@@ -96,14 +96,16 @@ class OverlongSettings(Settings):
 
 
 class GrpoSettings(Settings):
-    groups_per_update: PositiveInt = 16
+    groups_per_update: PositiveInt = Field(16, description="groups of a batch, one a ticket")
     epochs: PositiveInt = Field(1, description="passes over one batch, one optimizer step each")
     objective: Literal["clip", "gspo", "cispo"] = Field(
         "clip",
         description="clip: PPO, GRPO; gspo: ratio of a whole sequence; cispo: clipped weight, no lost gradient",
     )
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
+    clip_low: PositiveFloat = Field(0.2, description="a ratio counts down to 1 - clip_low")
+    clip_high: PositiveFloat = Field(
+        0.2, description="a ratio counts up to 1 + clip_high; above clip_low: clip-higher (DAPO)"
+    )
     dual_clip: float | None = Field(None, gt=1, description="most a negative advantage's ratio counts; empty: no bound")
     old_policy: Literal["proximal", "behaviour"] = Field(
         "proximal",

@@ -17,7 +17,7 @@ class ParallelSettings(Settings):
     """Plain GRPO: `group_size` independent solutions of one prompt."""
 
     name: Literal["parallel"] = "parallel"
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(8, ge=2, description="solutions of a prompt, compared with each other")
 
 
 class SequentialSettings(Settings):
@@ -35,7 +35,10 @@ class SequentialSettings(Settings):
     train_on: Literal["guided", "plain", "both"] = Field(
         "guided", description="solutions behind the ones before them, under the plain prompt, or both"
     )
-    duplicates: Duplicates = "penalty"
+    duplicates: Duplicates = Field(
+        "penalty",
+        description="a repeated solution earns rejected_reward; is sampled again, max_resamples times; or stays",
+    )
     duplicate_of: SameAs = Field("environment", description="when two solutions are the same")
     max_resamples: int = Field(
         2, ge=0, description="tries again for one repeated or unreadable solution, with `duplicates: resample`"
@@ -74,17 +77,22 @@ class SesaSettings(Settings):
     """Sequential sketches, then parallel guided solutions (arXiv 2510.15502)."""
 
     name: Literal["sesa"] = "sesa"
-    sketches: int = Field(8, ge=2)
-    expansions_per_sketch: PositiveInt = 1
+    sketches: int = Field(8, ge=2, description="sketches of a prompt, drafted one after another")
+    expansions_per_sketch: PositiveInt = Field(1, description="solutions guided by one sketch")
     plain_solutions: int = Field(
         0, ge=0, description="further solutions of the group, sampled without a sketch; what the policy does by itself"
     )
     sketch_tokens: PositiveInt = Field(24, description="most tokens of one sketch")
     templates: TemplateSettings = TemplateSettings()
     history: History = Field("tokens", description="earlier sketches as the same conversation, or told in the prompt")
-    train_on: Literal["plain", "guided", "both"] = "plain"
+    train_on: Literal["plain", "guided", "both"] = Field(
+        "plain", description="solutions as answers to the plain prompt, to the prompt with their sketch, or both"
+    )
     sketch_credit: Literal["mean", "max"] = Field("mean", description="what a sketch earns of its expansions' rewards")
-    duplicates: Duplicates = "penalty"
+    duplicates: Duplicates = Field(
+        "penalty",
+        description="a repeated sketch earns rejected_reward; is drafted again, max_resamples times; or is followed",
+    )
     duplicate_of: SameAs = Field("environment", description="when two sketches are the same")
     max_resamples: int = Field(
         2, ge=0, description="tries again for one repeated or unreadable sketch, with `duplicates: resample`"

@@ -19,8 +19,10 @@ class StopSettings(Settings):
     """Ends a run early: its metric has been beyond a bound for some updates in a row."""
 
     metric: str = Field(min_length=1, description="of metrics.jsonl, such as zero_advantage_share")
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | None = Field(
+        None, description="the metric is beyond the bound at this value or more; give this or at_most"
+    )
+    at_most: float | None = Field(None, description="the same at this value or less")
     updates: PositiveInt = Field(5, description="updates in a row; those without a value of the metric do not count")
 
     @model_validator(mode="after")
@@ -35,7 +37,9 @@ class RunSettings(Settings):
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under root; default: config name and time"
     )
     root: str = Field("runs", min_length=1, description="folder that holds the runs")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(
+        0, ge=0, description="of all draws: tickets, samples; held-out episodes are the same for every seed"
+    )
     updates: PositiveInt = Field(100, description="optimizer steps in all")
     max_tokens: PositiveInt | None = Field(
         None, description="generated tokens after which the run ends, if its updates are not done before; empty: none"
@@ -49,20 +53,20 @@ class RunSettings(Settings):
 class WarmupSettings(Settings):
     """The small policy made on first use when `model.path` is empty (Qwen2 type)."""
 
-    layers: PositiveInt = 4
-    hidden: PositiveInt = 128
-    heads: PositiveInt = 4
+    layers: PositiveInt = Field(4, description="transformer layers")
+    hidden: PositiveInt = Field(128, description="width of a layer; a multiple of heads")
+    heads: PositiveInt = Field(4, description="attention heads")
     vocabulary: int = Field(512, ge=300, description="upper bound on the trained tokenizer's size")
     demonstrations: PositiveInt = Field(3600, description="conversations the demonstrator plays")
     tokens_per_batch: PositiveInt = Field(1536, description="padded tokens of one optimizer step")
-    epochs: PositiveInt = 1
-    lr: PositiveFloat = 3e-3
+    epochs: PositiveInt = Field(1, description="passes over the demonstrations")
+    lr: PositiveFloat = Field(3e-3, description="peak learning rate")
     skill: float = Field(0.15, ge=0, le=1, description="share of careful demonstrations; the rest are careless")
     list_share: float = Field(
         0.0, ge=0, le=1, description="share of demonstrations that are lists of solutions (path_exploration)"
     )
     list_length: int = Field(6, ge=2, description="solutions in such a list")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the demonstrations and the initial weights")
     cache: str = Field("~/.cache/sesa-on-ray", min_length=1, description="folder of made policies, kept by content")
 
     @model_validator(mode="after")
@@ -78,9 +82,9 @@ class WarmupSettings(Settings):
 class LoraSettings(Settings):
     """Low-rank adapters (arXiv 2106.09685) through peft; engines and exports get the merged weights."""
 
-    rank: PositiveInt = 16
+    rank: PositiveInt = Field(16, description="columns of an adapter")
     alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of an adapter's input, while training")
     targets: str = Field("all-linear", min_length=1, description="module names, by comma; all-linear: all but the head")
 
 
@@ -88,7 +92,7 @@ class ModelSettings(Settings):
     path: str | None = Field(
         None, description="folder or hub id of a Hugging Face causal LM; empty: the warmed-up small policy"
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of weights and activations; CPUs: float32")
     lora: LoraSettings | None = Field(None, description="train low-rank adapters only; empty: all weights")
     max_model_len: PositiveInt = Field(512, description="tokens of context and answer together")
     warmup: WarmupSettings = WarmupSettings()
@@ -99,11 +103,11 @@ class RolloutSettings(Settings):
     max_actors: PositiveInt | None = Field(
         None, description="actors are added up to this many as the cluster has room; empty: rollout.actors"
     )
-    cpus_per_actor: float = Field(1.0, ge=0)
+    cpus_per_actor: float = Field(1.0, ge=0, description="logical CPUs an actor asks Ray for")
     gpus_per_actor: float = Field(0.0, ge=0, description="for each of the engine's tensor-parallel parts")
     tensor_parallel: PositiveInt = Field(1, description="GPUs that one engine is spread over")
     prompts_in_flight: PositiveInt = Field(8, description="tickets one actor works on at once")
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = Field(1.0, description="of sampling, while training and judging")
     tokens_per_turn: PositiveInt = Field(48, description="most tokens of one answer")
     max_num_seqs: PositiveInt = Field(256, description="engine: sequences in one step")
     kv_cache_mib: PositiveInt = Field(256, description="engine: memory of the KV cache on CPUs")
@@ -125,18 +129,18 @@ class RolloutSettings(Settings):
 
 
 class QueueSettings(Settings):
-    max_groups: PositiveInt = 64
-    max_mib: PositiveInt = 64
+    max_groups: PositiveInt = Field(64, description="groups it holds; actors with more wait")
+    max_mib: PositiveInt = Field(64, description="MiB of messages it holds")
     max_policy_lag: int = Field(1, ge=0, description="updates a group may be behind when it is trained; 0: synchronous")
     timeout_s: PositiveFloat = Field(300.0, description="longest wait for room or for a batch")
 
 
 class OptimSettings(Settings):
-    lr: PositiveFloat = 5e-4
-    weight_decay: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    max_grad_norm: PositiveFloat = 1.0
+    lr: PositiveFloat = Field(5e-4, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the gradients' squares")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     warmup_updates: int = Field(0, ge=0, description="updates of linear learning-rate growth")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="after the warm-up: as it is, or down to min_lr_share at run.updates"
@@ -155,10 +159,12 @@ class OptimSettings(Settings):
 
 class DeepspeedSettings(Settings):
     ranks: PositiveInt = Field(2, description="ZeRO-3 learner ranks, one Ray actor each")
-    cpus_per_rank: float = Field(1.0, ge=0)
-    gpus_per_rank: float = Field(0.0, ge=0)
+    cpus_per_rank: float = Field(1.0, ge=0, description="logical CPUs a rank asks Ray for")
+    gpus_per_rank: float = Field(0.0, ge=0, description="GPUs a rank asks Ray for")
     tokens_per_micro_batch: PositiveInt = Field(8192, description="tokens of one forward on one rank")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations anew in the backward pass instead of keeping them"
+    )
     packing: bool = Field(True, description="rows end to end without padding; off: padded, for models that need it")
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="what lies in the hosts' memory: nothing, optimizer state, or parameters too"
@@ -198,12 +204,15 @@ class CheckpointSettings(Settings):
     best_by: str | None = Field(
         None, description="a metric of metrics.jsonl; the checkpoint with its best value stays too; empty: none"
     )
-    best_is: Literal["highest", "lowest"] = "highest"
+    best_is: Literal["highest", "lowest"] = Field("highest", description="which value of best_by is best")
 
 
 class ObserveSettings(Settings):
     console: bool = Field(True, description="live table; off: one line an update")
     sample_every: int = Field(10, ge=0, description="updates between groups kept under samples/; 0: none")
+    ray_metrics: bool = Field(True, description="every figure as a gauge on Ray's metrics endpoint, for Prometheus")
+    tensorboard: bool = Field(True, description="every figure under tensorboard/ of the run's folder")
+    wandb: str | None = Field(None, min_length=1, description="project on Weights & Biases; empty: not sent there")
 
 
 class ClusterSettings(Settings):
@@ -211,9 +220,11 @@ class ClusterSettings(Settings):
         None, description="Ray address; empty: inside a Ray job that cluster, else a Ray of its own on this machine"
     )
     local_cpus: PositiveInt = Field(16, description="logical CPUs of a Ray of our own; roles share the real cores")
-    dashboard: bool = True
-    dashboard_port: int = Field(8265, ge=1024, le=65535)
-    object_store_mib: int = Field(300, ge=80)
+    dashboard: bool = Field(True, description="a Ray of our own brings its dashboard")
+    dashboard_port: int = Field(
+        8265, ge=1024, le=65535, description="of a Ray of our own; the next free one where it is taken"
+    )
+    object_store_mib: int = Field(300, ge=80, description="shared memory of a Ray of our own")
     placement_timeout_s: PositiveFloat = Field(
         30.0, description="wait for the cluster, and for room on it, before saying what is missing"
     )

@@ -70,11 +70,12 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         engine._open(source.metadata(), init_info)
         worker_info = {k: v for k, v in asdict(init_info).items() if k not in ("rank", "bucket_bytes")}
         timeout = timedelta(seconds=init_info.timeout_s)
+        # The store must be there before the workers look for it: who finds nothing tries again after a pause.
+        address, port = init_info.master_address, init_info.master_port
+        store = dist.TCPStore(address, port, init_info.world_size, True, timeout, wait_for_workers=False)
         # The workers wait in the rendezvous for rank 0, so both sides must be under way at once.
         with ThreadPoolExecutor(max_workers=1) as side:
             workers = side.submit(client.init_weight_transfer_engine, worker_info | {"rank_offset": 1})
-            address, port = init_info.master_address, init_info.master_port
-            store = dist.TCPStore(address, port, init_info.world_size, True, timeout, wait_for_workers=False)
             wait_for_all(store, init_info, client, workers)
             try:
                 meeting = dist.PrefixStore("weights", store)

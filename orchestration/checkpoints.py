@@ -25,7 +25,7 @@ from orchestration.dispatch import Dispatcher
 from orchestration.evaluation import Evaluation
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import LedgerError, State
-from orchestration.metrics import UpdateMetrics
+from orchestration.metrics_table import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.pivot_memory import PivotState
 from orchestration.queue_client import QueueClient

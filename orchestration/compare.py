@@ -99,8 +99,13 @@ def _check(plan: Plan) -> None:
     from envs.base import BadEnvironment
     from envs.registry import check_env
     from orchestration.metrics import metric_problems
+    from orchestration.trackers import tracker_problems
 
-    problems = [f"methods.{run.method}: {problem}" for run in plan.runs for problem in metric_problems(run.config)]
+    problems = [
+        f"methods.{run.method}: {problem}"
+        for run in plan.runs
+        for problem in metric_problems(run.config) + tracker_problems(run.config)
+    ]
     places: dict[EnvSettings, str] = {}
     for run in plan.runs:
         places.setdefault(run.config.env, f"methods.{run.method}")

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from configs.schema import RunConfig
 from configs.shown import redacted
-from orchestration.metrics import UpdateMetrics
+from orchestration.metrics_table import UpdateMetrics
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 84

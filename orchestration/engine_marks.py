@@ -21,6 +21,13 @@ def tokens_between(before: Clocks, after: Clocks) -> int:
     return sum(new.sampled_tokens - before.get(key, STOPPED).sampled_tokens for key, new in after.items())
 
 
+def cache_hits_between(before: Clocks, after: Clocks) -> float | None:
+    """Share of the prompts' tokens that engines found in their prefix caches; None where there were none."""
+    pairs = [(before.get(key, STOPPED), new) for key, new in after.items()]
+    prompts = sum(new.prompt_tokens - old.prompt_tokens for old, new in pairs)
+    return sum(new.cached_tokens - old.cached_tokens for old, new in pairs) / prompts if prompts > 0 else None
+
+
 def idle_between(before: Clocks, after: Clocks) -> float:
     """Seconds between two readings in which an engine neither stepped nor was paused for weights; mean, not below 0."""
     pairs = [(before.get(key, STOPPED), new) for key, new in after.items()]

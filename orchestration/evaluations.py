@@ -12,22 +12,9 @@ from learner.durable import replace_durably
 from orchestration.evaluation import Evaluation
 from orchestration.held_out import Lanes, evaluate
 from orchestration.metrics import read_metrics
+from orchestration.metrics_table import HeldOutMetrics
 from orchestration.recorder import Recorder
 from orchestration.run_folder import RunFolder
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationLine:
-    """update: updates done. generated_tokens, env_steps: spent on training until then. The rest as in `Evaluation`."""
-
-    update: int
-    generated_tokens: int
-    env_steps: int
-    success: float
-    pass_at_k: dict[str, float]
-    coverage: float
-    distinct_solutions: float
-    answer_entropy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +41,7 @@ class Evaluations:
     def write(self, update: int, evaluation: Evaluation) -> None:
         """Put down a line, on disk when this returns; one of the same update, of a run that died then, is replaced."""
         totals = self.recorder.totals
-        line = EvaluationLine(
+        line = HeldOutMetrics(
             update,
             totals.sampled_tokens,
             totals.env_steps,
@@ -65,6 +52,7 @@ class Evaluations:
             evaluation.answer_entropy,
         )
         _rewrite(self.folder, [*_lines(self.folder, update - 1), asdict(line)])
+        self.recorder.held_out(line)
         if evaluation.unjudged:
             self.say(f"warning: {evaluation.unjudged} held-out episodes could not be judged: {evaluation.cause}")
 

@@ -19,15 +19,24 @@ from learner.update_sums import UpdateSums
 from orchestration.budget import beyond_bound, is_over, is_stopped
 from orchestration.console import Console
 from orchestration.dispatch import Dispatcher
-from orchestration.engine_marks import Clocks, evaluation_share, idle_between, moved_on, tokens_between
+from orchestration.engine_marks import (
+    Clocks,
+    cache_hits_between,
+    evaluation_share,
+    idle_between,
+    moved_on,
+    tokens_between,
+)
 from orchestration.evaluation import Evaluation, gain_interval
 from orchestration.fleet import Fleet
 from orchestration.learners import Learners
-from orchestration.metrics import MetricsLog, Summary, UpdateMetrics, write_summary
+from orchestration.metrics import MetricsLog, Summary, write_summary
+from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics
 from orchestration.queue_client import QueueClient
 from orchestration.replay_buffer import Depth, Taken
 from orchestration.run_folder import RunFolder
 from orchestration.totals import RecorderState, Spans, Totals, Unrecorded
+from orchestration.trackers import Trackers
 
 
 class Recorder:
@@ -39,12 +48,14 @@ class Recorder:
     def __init__(
         self, config: RunConfig, folder: RunFolder, console: Console, fleet: Fleet, replay: QueueClient,
         learners: Learners, dispatcher: Dispatcher, began: float, state: RecorderState | None = None,
+        trackers: Trackers | None = None,
     ) -> None:  # fmt: skip
         self._config, self._folder, self._console = config, folder, console
         # A resumed run's clock goes on where the checkpoint was made.
         self._began = began - (state.elapsed_s if state is not None else 0.0)
         self._fleet, self._replay, self._learners, self._dispatcher = fleet, replay, learners, dispatcher
         self._log = MetricsLog(folder.metrics)
+        self._trackers = Trackers((), console.say) if trackers is None else trackers
         self._totals = replace(state.totals) if state is not None else Totals()
         self._totals.beyond_stop, self._totals.stop = self._totals.beyond(config.run.stop), config.run.stop
         self.last: UpdateMetrics | None = None
@@ -69,6 +80,7 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._log.close()
+        self._trackers.close()
 
     async def begin(self) -> None:
         """Training begins now: what came before is start-up."""
@@ -89,11 +101,13 @@ class Recorder:
         clocks, depth = await asyncio.gather(self._fleet.clocks(), self._replay.depth())
         now = time.monotonic()
         tokens = self._earlier.tokens + max(0, tokens_between(self._clocks, clocks) - self._evaluation_tokens)
-        spans = Spans(now - self._last, self._waits_s, idle_between(self._clocks, clocks), sync, tokens)
+        idle_s, hits = idle_between(self._clocks, clocks), cache_hits_between(self._clocks, clocks)
+        spans = Spans(now - self._last, self._waits_s, idle_s, sync, tokens, hits)
         self._last, self._waits_s, self._clocks, self._evaluation_tokens = now, 0.0, clocks, 0
         self._earlier = Unrecorded()
         metrics = self._metrics(update, taken, sums, depth, spans)
         self._log.append(metrics)
+        self._trackers.update(metrics)
         self.last = metrics
         if (stop := self._config.run.stop) is not None:
             self._totals.beyond_stop = beyond_bound(stop, self._totals.beyond_stop, getattr(metrics, stop.metric))
@@ -115,6 +129,10 @@ class Recorder:
         self._clocks = moved_on(self._clocks, before, after, share)
         self._evaluation_tokens += evaluation.sampled_tokens
         return evaluation
+
+    def held_out(self, line: HeldOutMetrics) -> None:
+        """An evaluation is written: whoever tracks the run has it too."""
+        self._trackers.held_out(line)
 
     def warn(self, text: str) -> None:
         """A line for whoever watches the run."""
@@ -172,6 +190,7 @@ class Recorder:
     def _metrics(self, update: int, taken: Taken, sums: UpdateSums, depth: Depth, spans: Spans) -> UpdateMetrics:
         sampled, counts = self._dispatcher.take_sampled(), self._dispatcher.ledger.counts()
         lags = [update - 1 - header.oldest_version for header in taken.fresh]
+        trained = sum(header.trajectories for header in taken.fresh)
         self._totals.add(sums, spans, max(lags))
         self._totals.count(sampled)
         # Nothing may have been sampled meanwhile, as before the last update: no number then, not zero.
@@ -197,18 +216,27 @@ class Recorder:
             padding_share=1 - sums.computed_tokens / sums.attended if sums.attended else 0.0,
             shared_share=1 - sums.computed_tokens / sums.forward_tokens if sums.forward_tokens else 0.0,
             groups=len(taken.fresh),
-            trajectories=sum(header.trajectories for header in taken.fresh),
+            trajectories=trained,
             tokens_trained=sums.tokens,
             generated_tokens=self._totals.sampled_tokens,
             rollout_tokens_per_s=spans.sampled_tokens / spans.wall_s,
+            rollout_trajectories_per_s=sampled.trajectories / spans.wall_s,
             learner_tokens_per_s=sums.forward_tokens / sums.seconds,
+            learner_trajectories_per_s=trained / sums.seconds,
+            cache_hit_share=spans.cache_hit_share,
             policy_lag_mean=fmean(lags),
             policy_lag_max=max(lags),
+            groups_lag_0=lags.count(0),
+            groups_lag_1=lags.count(1),
+            groups_lag_2_3=lags.count(2) + lags.count(3),
+            groups_lag_4_up=sum(lag >= 4 for lag in lags),
             queue_groups=depth.groups,
             queue_bytes=depth.bytes,
             filtered=counts.filtered,
             stale=counts.stale,
             failed=counts.failed,
+            ledger_missing=counts.issued - counts.accounted,
+            actors_up=len(self._fleet.up),
             failed_episodes=sampled.failed_episodes,
             replaced_env_workers=sampled.replaced_workers,
             duplicate_sketches=sampled.stats.duplicate_sketches,

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.config is None:
             raise ConfigError(["--config is missing: name a YAML file, for instance configs/quickstart.yaml"])
         config = load_config(arguments.config, arguments.overrides)
-        _check_metric(config)
+        _check_observers(config)
     except ConfigError as error:
         return fail(error, BAD_INPUT)
     # From here on imports take time: a mistyped key was reported before.
@@ -58,17 +58,18 @@ def _resume(run: Path, arguments: argparse.Namespace) -> int:
         point = resume_point(run, arguments.overrides, arguments.config)
     except (ResumeError, RunFolderError, CheckpointError) as error:
         return fail(error, BAD_INPUT)
-    _check_metric(point.config)
+    _check_observers(point.config)
     if arguments.dry_run:
         return _dry_run(point.config)
     return _train(point.config, point.folder.path.name, point)
 
 
-def _check_metric(config: RunConfig) -> None:
-    """Raises ConfigError when checkpoint.best_by or run.stop.metric names no metric."""
+def _check_observers(config: RunConfig) -> None:
+    """Raises ConfigError when checkpoint.best_by or run.stop.metric names no metric, or a tracker is not installed."""
     from orchestration.metrics import metric_problems
+    from orchestration.trackers import tracker_problems
 
-    if problems := metric_problems(config):
+    if problems := metric_problems(config) + tracker_problems(config):
         raise ConfigError(problems)
 
 

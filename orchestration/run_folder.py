@@ -39,6 +39,7 @@ class RunFolder:
         self.policy = path / "policy"
         self.nonfinite = path / "nonfinite"
         self.stacks = path / "stacks"
+        self.tensorboard = path / "tensorboard"
         self._lock: int | None = None
 
     @classmethod

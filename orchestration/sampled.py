@@ -9,7 +9,7 @@ from envs.trajectory import GroupStats, PivotTrial
 
 SUMMED = (
     "solutions", "solved", "failed_episodes", "distinct_answers", "distinct_solutions", "reward_sum", "covered",
-    "branch_tokens",
+    "branch_tokens", "trajectories",
 )  # fmt: skip
 DEPTH_BINS = 4  # of equal width, over depths 0 to 1
 
@@ -82,6 +82,7 @@ class Sampled:
     stats: GroupStats = field(default_factory=GroupStats)
     covered: int = 0
     branch_tokens: int = 0
+    trajectories: int = 0
     replaced_workers: int = 0
     sampled_tokens: int = 0
     pivots: PivotSums = PivotSums()

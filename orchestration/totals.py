@@ -14,7 +14,7 @@ from orchestration.sampled import Sampled
 class Spans:
     """Since the update before, seconds: in all, waiting for a batch, engines without work (mean), broadcasting.
 
-    sampled_tokens: by all engines, of failed and dropped work too.
+    sampled_tokens: by all engines, of failed and dropped work too. cache_hit_share: of the prompts' tokens.
     """
 
     wall_s: float
@@ -22,6 +22,7 @@ class Spans:
     actors_idle_s: float
     sync: SyncTimes
     sampled_tokens: int
+    cache_hit_share: float | None = None
 
 
 @dataclass

@@ -29,6 +29,7 @@ from orchestration.queue_client import QueueClient
 from orchestration.recorder import Recorder
 from orchestration.resume import ResumeError, ResumePoint, point_in, roll_back
 from orchestration.run_folder import RunFolder
+from orchestration.trackers import open_trackers
 
 
 @dataclass
@@ -100,9 +101,11 @@ class Training:
         with closing(Ledger(self.folder.ledger)) as ledger:
             dispatcher = Dispatcher(self.config, self.fleet, ledger, queue)
             figures = None if resume is None else resume.state.recorder
+            done = 0 if resume is None else resume.state.update
+            trackers = open_trackers(self.config, self.folder, self.console.say, done)
             with Recorder(
                 self.config, self.folder, self.console, self.fleet, self.replay, self.learners, dispatcher, self.began,
-                figures,
+                figures, trackers,
             ) as recorder:  # fmt: skip
                 try:
                     await self._updates(resume, dispatcher, recorder)

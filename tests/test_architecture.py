@@ -38,6 +38,7 @@ HEAVY = {
         "orchestration/held_out.py",
         "orchestration/queue_client.py",
         "orchestration/training.py",
+        "orchestration/ray_gauges.py",
         "orchestration/recorder.py",
         "orchestration/session.py",
         "orchestration/start.py",

@@ -27,6 +27,7 @@ class ScriptedEngine:
         self.gate.set()
         self.fault: Exception | None = None
         self.requests: list[str] = []
+        self.prompts: dict[str, Any] = {}
         self.aborted: list[str] = []
         self.in_step = threading.Event()
         self.version = "0"
@@ -34,6 +35,7 @@ class ScriptedEngine:
 
     def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
         self.requests.append(request_id)
+        self.prompts[request_id] = prompt["prompt_token_ids"]
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.requests)
@@ -47,7 +49,12 @@ class ScriptedEngine:
         logprobs = [{5: SimpleNamespace(logprob=-0.5)}, {EOS: SimpleNamespace(logprob=-0.25)}]
         spans = [SimpleNamespace(version=self.version, start=0, end=2)]
         answer = SimpleNamespace(token_ids=[5, EOS], logprobs=logprobs, weight_versions=spans)
-        return [SimpleNamespace(request_id=r, finished=True, outputs=[answer]) for r in done]
+        return [
+            SimpleNamespace(
+                request_id=r, finished=True, outputs=[answer], prompt_token_ids=self.prompts[r], num_cached_tokens=1
+            )
+            for r in done
+        ]
 
     def abort_request(self, request_ids: list[str]) -> None:
         self.aborted += request_ids
@@ -87,7 +94,8 @@ async def test_a_sample_carries_tokens_logprobs_and_versions(engine: Engine) -> 
     assert (completion.token_ids.tolist(), completion.ended) == ([5, EOS], True)
     assert completion.behaviour_logprobs.tolist() == [-0.5, -0.25]
     assert completion.policy_versions.tolist() == [0, 0]
-    assert engine.clock().sampled_tokens == 2
+    clock = engine.clock()
+    assert (clock.sampled_tokens, clock.prompt_tokens, clock.cached_tokens) == (2, 3, 1)
 
 
 async def test_a_context_without_room_is_not_sampled(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from learner.learner_state import FORMAT, STATE_FILE, LayerFile, LearnerState
 from orchestration.checkpoints import Checkpoints
 from orchestration.evaluation import Evaluation
 from orchestration.ledger import Ledger, State
-from orchestration.metrics import UpdateMetrics
+from orchestration.metrics_table import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.pivot_memory import PivotMemory
 from orchestration.run_folder import RunFolder

@@ -17,9 +17,9 @@ from orchestration.comparison_plan import DEFAULT_ROOT, Plan, make_plan
 from orchestration.comparison_plots import COLOURS, INK, STYLES, look, write_plots
 from orchestration.comparison_results import CHANGES, COSTS, CURVES, ResultError, judged_figures, read_results
 from orchestration.comparison_table import markdown
-from orchestration.evaluations import EvaluationLine
 from orchestration.judgement import Judgement
-from orchestration.metrics import Summary, UpdateMetrics
+from orchestration.metrics import Summary
+from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics
 from tests.orchestration.compared_runs import (
     COMPARISON,
     comparison_file,
@@ -229,7 +229,7 @@ class TestFiles:
         summary = {field.name for field in fields(Summary)}
         assert {f"{name}_{when}" for name in CHANGES for when in ("before", "after")} <= summary
         assert {*COSTS, "pass_at_k_before", "pass_at_k_after"} <= summary
-        lines = {"metrics.jsonl": UpdateMetrics, "evaluations.jsonl": EvaluationLine}
+        lines = {"metrics.jsonl": UpdateMetrics, "evaluations.jsonl": HeldOutMetrics}
         for name, source in CURVES.items():
             assert {name, "generated_tokens"} <= {field.name for field in fields(lines[source])}
 

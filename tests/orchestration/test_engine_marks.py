@@ -9,7 +9,7 @@ import pytest
 
 from actors.engine import EngineClock
 from configs.schema import RunSettings
-from orchestration.engine_marks import evaluation_share, idle_between, moved_on, tokens_between
+from orchestration.engine_marks import cache_hits_between, evaluation_share, idle_between, moved_on, tokens_between
 from orchestration.evaluation import Evaluation
 from orchestration.run_folder import RunFolder
 from tests.orchestration.small_run import BEFORE as EVALUATED
@@ -25,6 +25,14 @@ AFTER = {FIRST: EngineClock(22.0, 16.0, 1.0, 1050), SECOND: EngineClock(23.0, 14
 def test_tokens_are_of_all_engines() -> None:
     assert tokens_between(MARKS, BEFORE) == 100
     assert tokens_between(BEFORE, AFTER) == 1600
+
+
+def test_cache_hits_are_of_all_engines_prompts() -> None:
+    before = {FIRST: EngineClock(1.0, 1.0, 0.0, 0, 100, 90)}
+    after = {FIRST: EngineClock(2.0, 2.0, 0.0, 0, 160, 120), SECOND: EngineClock(1.0, 1.0, 0.0, 0, 40, 20)}
+    assert cache_hits_between(before, after) == (30 + 20) / (60 + 40)
+    assert cache_hits_between(after, after) is None
+    assert cache_hits_between(after, {}) is None
 
 
 def test_the_share_is_that_of_the_tokens() -> None:

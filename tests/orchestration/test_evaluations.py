@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Set
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestration.driver import Driver
 from orchestration.evaluation import Evaluation
 from orchestration.evaluations import Evaluations
 from orchestration.ledger import Ledger, State
+from orchestration.metrics_table import HeldOutMetrics
 from orchestration.replay_buffer import Taken
 from orchestration.run_folder import RunFolder
 from orchestration.totals import Totals
@@ -38,6 +39,7 @@ class Recorder:
         self.totals = Totals()
         self.recorded: list[int] = []
         self.evaluated = 0
+        self.tracked: list[HeldOutMetrics] = []
         self._config = config
 
     async def begin(self) -> None: ...
@@ -55,6 +57,9 @@ class Recorder:
     async def beside_training(self, evaluating: Awaitable[Evaluation]) -> Evaluation:
         self.evaluated += 1
         return await evaluating
+
+    def held_out(self, line: HeldOutMetrics) -> None:
+        self.tracked.append(line)
 
 
 class Pivots:
@@ -140,6 +145,7 @@ async def test_lines_every_few_updates_but_not_at_the_last(tmp_path: Path, monke
     run.evaluations.write(6, replace(BEFORE, success=0.9))
     assert [line["update"] for line in run.lines()] == [0, 2, 4, 6]
     assert run.recorder.evaluated == 2
+    assert [asdict(line) for line in run.recorder.tracked] == run.lines()
     assert run.lines()[1] == {
         "update": 2,
         "generated_tokens": 2 * TOKENS_AN_UPDATE,

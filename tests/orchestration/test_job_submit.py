@@ -8,15 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from orchestration.cluster import ROOT
+from orchestration.metrics_table import UpdateMetrics, metrics_table
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 
@@ -26,6 +29,7 @@ BIN = Path(sys.executable).parent
 @dataclass(frozen=True)
 class Head:
     dashboard: str
+    metrics: str
     environment: dict[str, str]
 
 
@@ -34,6 +38,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A Ray head of its own process group, so that only it is stopped."""
     port, dashboard_port, metrics_port = free_port(), free_port(), 28281
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
+    environment["RAY_metrics_report_interval_ms"] = "500"  # of 10,000: a short run is over before
     # `ray start` wants a token that is there already; on a fresh machine nothing has made one yet.
     subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=environment, capture_output=True, check=True)
     # Socket paths must stay short: Ray's own temporary folder, not the tests'.
@@ -49,7 +54,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     )  # fmt: skip
     try:
         wait_for(f"http://127.0.0.1:{dashboard_port}", process)
-        yield Head(f"http://127.0.0.1:{dashboard_port}", environment)
+        yield Head(f"http://127.0.0.1:{dashboard_port}", f"http://127.0.0.1:{metrics_port}/metrics", environment)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -87,15 +92,42 @@ def submitted(head: Head, *arguments: str, timeout_s: float = 60) -> subprocess.
         time.sleep(2)
 
 
+@contextmanager
+def scraped(url: str) -> Iterator[dict[str, str]]:
+    """What Prometheus would have read of our gauges meanwhile: their last lines, by name."""
+    lines, over = dict[str, str](), threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(0.3):
+            with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                text = answer.read().decode()
+                lines.update({line.split("{")[0]: line for line in text.splitlines() if line.startswith("ray_sesa_")})
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        over.set()
+        thread.join(30)
+
+
 def test_a_submitted_job_trains(head: Head, small_policy: Path, tmp_path: Path) -> None:
-    done = submitted(
-        head,
-        "python", "orchestration/run.py", "--config", "configs/quickstart.yaml", "run.updates=2",
-        "grpo.groups_per_update=4", "eval.episodes=16", "eval.samples=4", f"model.path={small_policy}",
-        f"run.root={tmp_path}", "run.name=job",
-    )  # fmt: skip
+    with scraped(head.metrics) as gauges:
+        done = submitted(
+            head,
+            "python", "orchestration/run.py", "--config", "configs/quickstart.yaml", "run.updates=2",
+            "grpo.groups_per_update=4", "eval.episodes=16", "eval.samples=4", f"model.path={small_policy}",
+            f"run.root={tmp_path}", "run.name=job",
+        )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "update 2/2" in done.stdout
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
     assert summary["ledger_balanced"]
     assert summary["tickets"]["trained"] == 8
+    # Prometheus sees every figure of an update by its name in the table, and whose it is.
+    names = {f"ray_sesa_{metric.name}" for metric in metrics_table(UpdateMetrics) if not metric.optional}
+    assert names <= set(gauges)
+    assert {"ray_sesa_held_out_success", "ray_sesa_held_out_pass_at_4", "ray_sesa_cache_hit_share"} <= set(gauges)
+    for tag in ('run="job"', 'env="frozen_lake"', 'sampler="sesa"'):
+        assert tag in gauges["ray_sesa_success"]

@@ -57,6 +57,10 @@ class Clocks:
     async def clocks(self) -> dict[tuple[int, int], EngineClock]:
         return dict(self.own)
 
+    @property
+    def up(self) -> list[tuple[int, int]]:
+        return list(self.own)
+
 
 class Queue:
     async def depth(self) -> Depth:
@@ -127,6 +131,23 @@ async def test_a_line_tells_of_exploration(books: Books) -> None:
     by_depth = [name for name in line if name.startswith("recovered_depth")]
     assert of(line, *by_depth) == [None, 1.0, None, 0.0]
     assert of(line, "generated_tokens", "branch_tokens", "env_steps") == [500, 60, 47]
+
+
+async def test_a_line_tells_of_lags_rates_and_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    books = Books(RunFolder.reserve(RunSettings(root=str(tmp_path), name="run"), "x"))
+    await books.recorder.begin()
+    headers = tuple(Header(i, 0, 10 - lag, 100, 8, 8, True) for i, lag in enumerate((0, 1, 1, 2, 3, 4, 9)))
+    monkeypatch.setitem(globals(), "TAKEN", Taken(headers, ()))
+    books.ledger.issue(TICKET, 0)
+    line = await books.update(11, replace(RECEIPTS[0], trajectories=12), replace(RECEIPTS[1], trajectories=4))
+    assert [line[name] for name in line if name.startswith("groups_lag_")] == [1, 2, 2, 2]
+    assert of(line, "trajectories", "learner_trajectories_per_s") == [7 * 8, 7 * 8 / 0.5]
+    assert line["rollout_trajectories_per_s"] > 0
+    assert of(line, "actors_up", "ledger_missing", "cache_hit_share") == [1, 0, None]
+    # A row that vanished: the ledger's own count of the issued ones tells.
+    books.ledger._db.execute("DELETE FROM tickets")
+    assert (await books.update(12))["ledger_missing"] == 1
+    books.close()
 
 
 async def test_what_was_spent_adds_up_and_all_else_begins_anew(books: Books) -> None:
