@@ -4,7 +4,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev train test lint fuzz bench bench-envs chaos soak clean
+.PHONY: help setup setup-dev train test lint fuzz bench bench-envs chaos soak monitor clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ chaos: setup-dev ## random faults in small runs, one after another; ARGS="--sche
 
 soak: setup-dev ## two hours of a small run: does anything grow? ARGS="--hours 0.5"
 	@$(PYTHON_IN_VENV) -m tests.soak $(ARGS)
+
+monitor: setup ## Prometheus and Grafana for the runs on this machine, where they are installed; Ctrl-C ends them
+	@$(PYTHON_IN_VENV) -m orchestration.monitor $(ARGS)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from actors.place import Place
 from configs.schema import RunConfig
+from orchestration.grafana import UID
 from orchestration.room import ClusterError, Role, Room, address_of, give_back
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,8 @@ def connect(config: RunConfig) -> str:
             environment = None if in_job else {"working_dir": str(ROOT), "excludes": [".git", ".venv", "runs"]}
             context = ray.init(address=address, runtime_env=environment, **quiet)
         else:
+            # Its page Metrics shows our dashboard where it would show that of Ray Data, which no run uses.
+            os.environ.setdefault("RAY_GRAFANA_DATA_DASHBOARD_UID", UID)
             with _on_loopback():
                 context = ray.init(
                     address="local",  # never a left-over of an earlier Ray

@@ -9,6 +9,7 @@ from ray.util.metrics import Gauge
 from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics, metrics_table, scalars
 
 PREFIX, HELD_OUT = "sesa_", "held_out_"
+EXPORTED = f"ray_{PREFIX}"  # the name Prometheus sees begins with it
 
 
 class RayGauges:

@@ -1,4 +1,4 @@
-"""Entry point: `python -m orchestration.reference` writes the pages of docs/ that are read off the program itself."""
+"""Entry point: `python -m orchestration.reference` writes the files that are read off the program itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from configs.schema import RunConfig
 from learner.durable import replace_durably
+from orchestration.grafana import dashboard
 from orchestration.metrics_table import HeldOutMetrics, Metric, UpdateMetrics, metrics_table
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _METRICS_HEAD = """# Metrics
 
@@ -64,13 +65,22 @@ def configuration_page() -> str:
     return _CONFIG_HEAD + "".join(sections.texts)
 
 
-PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics_page, "configuration.md": configuration_page}
+def dashboard_page() -> str:
+    """configs/monitoring/dashboard.json."""
+    return json.dumps(dashboard(), indent=1) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/metrics.md": metrics_page,
+    "docs/configuration.md": configuration_page,
+    "configs/monitoring/dashboard.json": dashboard_page,
+}
 
 
 def main() -> int:
     for name, page in PAGES.items():
-        replace_durably(DOCS / name, page().encode())
-        print(f"docs/{name}")
+        replace_durably(ROOT / name, page().encode())
+        print(name)
     return 0
 
 

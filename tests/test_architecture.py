@@ -34,6 +34,7 @@ HEAVY = {
         "orchestration/comparison_jobs.py",
         "orchestration/driver.py",
         "orchestration/learners.py",
+        "orchestration/monitor.py",
         "orchestration/fleet.py",
         "orchestration/held_out.py",
         "orchestration/queue_client.py",

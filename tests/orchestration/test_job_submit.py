@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from orchestration.cluster import ROOT
+from orchestration.grafana import ROWS, queried
 from orchestration.metrics_table import UpdateMetrics, metrics_table
+from tests.orchestration.test_grafana import ALERTS
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 
@@ -112,14 +118,66 @@ def scraped(url: str) -> Iterator[dict[str, str]]:
         thread.join(30)
 
 
+@contextmanager
+def prometheus(metrics: str, folder: Path) -> Iterator[str | None]:
+    """A Prometheus with the repository's rules that reads this head; None where it is not installed."""
+    program = shutil.which("prometheus")
+    if program is None:
+        yield None
+        return
+    config = yaml.safe_load((ROOT / "configs/monitoring/prometheus.yml").read_text())
+    config["global"]["scrape_interval"] = "1s"
+    config["rule_files"] = [str(ROOT / "configs/monitoring/alerts.yml")]
+    config["scrape_configs"] = [
+        {"job_name": "ray", "static_configs": [{"targets": [metrics.split("/")[2]]}]},
+    ]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [
+            program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://{address}/-/ready", process)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def asked(prometheus: str, path: str, **parameters: str) -> Any:
+    with urllib.request.urlopen(
+        f"{prometheus}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=10
+    ) as answer:
+        return json.load(answer)["data"]
+
+
+def check_dashboard(server: str) -> None:
+    """Every panel shows something of the run, except what the run has no value of; the rules are loaded and healthy."""
+    may_be_empty = {metric.name for metric in metrics_table(UpdateMetrics) if metric.optional}
+    for row in ROWS:
+        for panel in row.panels:
+            for name, query in zip(panel.names, queried(panel), strict=True):
+                found = asked(server, "query", query=f"last_over_time({query.replace('$run', 'job')}[10m])")["result"]
+                assert found or name in may_be_empty, f"{panel.title}: nothing at {query}"
+    rules = asked(server, "rules")["groups"][0]["rules"]
+    assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+    assert len(rules) == len(ALERTS)
+
+
 def test_a_submitted_job_trains(head: Head, small_policy: Path, tmp_path: Path) -> None:
-    with scraped(head.metrics) as gauges:
+    with prometheus(head.metrics, tmp_path) as server, scraped(head.metrics) as gauges:
         done = submitted(
             head,
             "python", "orchestration/run.py", "--config", "configs/quickstart.yaml", "run.updates=2",
             "grpo.groups_per_update=4", "eval.episodes=16", "eval.samples=4", f"model.path={small_policy}",
             f"run.root={tmp_path}", "run.name=job",
         )  # fmt: skip
+        if server is not None:
+            check_dashboard(server)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "update 2/2" in done.stdout
     summary = json.loads((tmp_path / "job" / "summary.json").read_text())
