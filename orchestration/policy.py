@@ -59,6 +59,16 @@ def ensure_policy(config: RunConfig, say: Callable[[str], None]) -> Path:
     return folder
 
 
+def present_policy(config: RunConfig) -> Path:
+    """As `ensure_policy`, of what is there already. Raises PolicyError where the small policy was not made here."""
+    if config.model.path is not None:
+        return _model_folder("model.path", config.model.path)
+    folder = Path(config.model.warmup.cache).expanduser() / f"policy-{_key(config)}"
+    if not folder.is_dir():
+        raise PolicyError(f"model.warmup.cache: {folder} is not there: the small policy was made elsewhere or removed")
+    return folder
+
+
 def policy_digest(policy: Path) -> str:
     """Equal for the same policy: the bytes of all that is loaded from its folder; of a hub id only the id is known."""
     if not policy.is_dir():

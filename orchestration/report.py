@@ -8,55 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from configs.shown import redacted
+from configs.shown import redacted, safe
 from learner.durable import replace_durably
+from orchestration import rollouts_page
 from orchestration.metrics import read_metrics
+from orchestration.page import page
 from orchestration.report_curves import STYLE as CURVES_STYLE
 from orchestration.report_curves import curves
+from orchestration.rollouts import Rollouts, RolloutsError
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1c1e21; --dim: #63686f; --rule: #e3e4e6;
-  --line-0: #2563c9; --line-1: #c2571a; --line-2: #1f8a4c; --line-3: #8b3fb0; --good: #1f8a4c; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f24; --text: #e7e8ea; --dim: #9aa0a8;
-  --rule: #31353c; --line-0: #74a7ff; --line-1: #f0a06a; --line-2: #5bc98a; --line-3: #cf93ea; --good: #5bc98a;
-  --bad: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere; }
-h2 { margin: 2rem 0 .6rem; font-size: 1.1rem; }
-.dim { color: var(--dim); }
-.bad { color: var(--bad); }
-.card { background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: .9rem 1rem;
-  overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3rem 0 .3rem .8rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-th { font-weight: normal; color: var(--dim); }
-th:first-child, td:first-child { padding-left: 0; text-align: left; white-space: normal; }
-tr:last-child td { border-bottom: 0; }
-.gain { margin: 0 0 .7rem; font-size: 1.15rem; }
-.bar { display: grid; grid-template-columns: 4rem 1fr 4rem; gap: .7rem; align-items: center; margin: .3rem 0; }
-.bar div { background: var(--rule); border-radius: .3rem; height: .9rem; overflow: hidden; }
-.bar i { display: block; height: 100%; background: var(--dim); }
-.bar.after i { background: var(--good); }
-pre { margin: 0; font: .85rem/1.45 ui-monospace, monospace; }
-summary { cursor: pointer; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+_MOST_ROLLOUT_BYTES = 2_000_000  # of the groups that are in the page
 
 
 def write_report(run_folder: Path) -> Path:
@@ -78,13 +39,29 @@ def write_report(run_folder: Path) -> Path:
             f"<h2>Figures</h2>{_figures(summary)}",
             f"<h2>Curves</h2>{curves(lines, evaluations)}",
             f"<h2>Tickets</h2>{_tickets(summary)}",
+            f"<h2>Rollouts</h2>{_rollouts(run_folder)}",
             '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
             f"<pre>{escape(redacted(config))}</pre></details>",
         )
     )
     path = run_folder / "report.html"
-    replace_durably(path, _PAGE.format(name=escape(name), style=_STYLE + CURVES_STYLE, body=body).encode())
+    style = CURVES_STYLE + rollouts_page.STYLE
+    replace_durably(path, page(name, body, style, rollouts_page.policy(live=False)).encode())
     return path
+
+
+def _rollouts(run_folder: Path) -> str:
+    """The newest groups that were kept, as many as the page should carry; why there are none."""
+    try:
+        rollouts = Rollouts(run_folder)
+        groups = list(rollouts.newest(_MOST_ROLLOUT_BYTES, lambda group: len(rollouts_page.as_json(group))))
+    except RolloutsError as error:
+        return f'<div class="card dim">No groups can be shown: {escape(safe(error))}</div>'
+    if not groups:
+        return '<div class="card dim">No groups were kept (observe.sample_every).</div>'
+    older = len(rollouts.files()) - len(groups)
+    rest = f' <span class="dim">{older} older ones: python -m orchestration.view</span>' if older else ""
+    return rest + rollouts_page.viewer([group["file"] for group in groups], groups, live=False)
 
 
 def _head(name: str, summary: dict[str, Any]) -> str:
