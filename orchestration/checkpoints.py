@@ -110,6 +110,16 @@ class Checkpoints:
                 raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error
             self.say(f"warning: {failed}; going on with the one before")
 
+    async def leave(self, dispatcher: Dispatcher, recorder: Recorder) -> str:
+        """The run as it is between two updates, kept unless it is already; says how to go on with it."""
+        update = dispatcher.version
+        if not self.folder.checkpoint(update).exists():
+            await self.write(update, dispatcher, recorder)
+        if not self.folder.checkpoint(update).exists():
+            return f"interrupted after update {update}, which could not be kept"
+        run = self.folder.path
+        return f"interrupted after update {update}; go on with: python orchestration/run.py --resume {run}"
+
     async def _write(self, update: int, partial: Path, dispatcher: Dispatcher, recorder: Recorder) -> None:
         # Ledger, counters and figures are of one moment; tickets go on ending while the rest is written. The groups
         # queued at this moment stay in the queue, and the weights as they are, until the driver goes on.

@@ -12,6 +12,7 @@ from orchestration.checkpoints import Checkpoints
 from orchestration.dispatch import Dispatcher
 from orchestration.evaluations import Evaluations
 from orchestration.fleet import Fleet
+from orchestration.interrupt import Interrupt
 from orchestration.learners import Learners
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.queue_client import QueueClient
@@ -30,9 +31,13 @@ class Driver:
     recorder: Recorder
     nonfinite: NonfiniteGuard
     evaluations: Evaluations
+    interrupt: Interrupt
 
     async def train(self) -> None:
-        """The run's updates that are to come. Meanwhile actors go on sampling as far as the lag bound allows."""
+        """The run's updates that are to come. Meanwhile actors go on sampling as far as the lag bound allows.
+
+        Raises Interrupted between two updates.
+        """
         await self.recorder.begin()
         self.dispatcher.issue()
         while not self.recorder.is_over(version := self.dispatcher.version):
@@ -54,7 +59,7 @@ class Driver:
         The batch is then short of them; their replacements are for the next one.
         """
         while True:
-            size = await self.dispatcher.batch_ready()
+            size = await self.interrupt.unless_asked(self.dispatcher.batch_ready())
             taken, payloads = await self.replay.take(size, version, self.dispatcher.wanted)
             if taken.queue != self.dispatcher.queue:
                 await self._book_lost(taken)

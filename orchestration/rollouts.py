@@ -15,7 +15,7 @@ from configs.shown import one_line, redacted
 from envs.codec import CodecError, decode_group
 from envs.trajectory import Group, PivotTrial, Segment, Trajectory
 from learner.rows import credit_advantages
-from orchestration.policy import PolicyError, present_policy
+from orchestration.policy import present_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ class Rollouts:
             try:
                 folder = exported if exported.is_dir() else present_policy(self._config)
                 self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            except (PolicyError, OSError, ValueError) as error:
+            except Exception as error:  # transformers raises whatever went wrong in it
                 raise RolloutsError(f"{one_line(self.run)}: its tokenizer cannot be had: {one_line(error)}") from error
         return self._tokenizer
 

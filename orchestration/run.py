@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def _train(config: RunConfig, config_name: str, resume: ResumePoint | None = Non
     # the warm-up is many times slower, and not at all costs a quarter on a quiet one. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from orchestration.cluster import cause_of
+    from orchestration.interrupt import Interrupted
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
 
     try:
@@ -94,7 +96,9 @@ def _train(config: RunConfig, config_name: str, resume: ResumePoint | None = Non
         return fail(error, BAD_INPUT)
     except RUN_ERRORS as error:
         return fail(cause_of(error), FAILED)
-    except KeyboardInterrupt:
+    except Interrupted as error:
+        return fail(error, INTERRUPTED)
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return fail("interrupted", INTERRUPTED)
     return 0
 

@@ -26,6 +26,7 @@ from orchestration.elastic import Elastic, NewActor
 from orchestration.evaluation import Evaluation, EvaluationError
 from orchestration.fleet import Fleet
 from orchestration.held_out import evaluate
+from orchestration.interrupt import Interrupt
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import LedgerError
 from orchestration.policy import PolicyError, ensure_policy, policy_digest
@@ -59,7 +60,10 @@ class Processes:
 
 
 def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None = None) -> None:
-    """The whole run, or the rest of one. What fails before training leaves no new folder, and an old one as it was."""
+    """The whole run, or the rest of one. What fails before training leaves no new folder, and an old one as it was.
+
+    Raises Interrupted, KeyboardInterrupt and asyncio.CancelledError for a run that was told to end.
+    """
     began = time.monotonic()
     folder = RunFolder.reserve(config.run, config_name) if resume is None else resume.folder
     try:
@@ -139,18 +143,20 @@ async def _run(
     config: RunConfig, folder: RunFolder, processes: Processes, console: Console, began: float,
     resume: ResumePoint | None, digest: str,
 ) -> None:  # fmt: skip
+    interrupt = Interrupt(console.say)
     learners = Learners(config, processes.ranks)
     fleet = Fleet(config, learners, processes.actors, console.say, processes.rooms)
     elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say)
     fleet.look_after(Watchdog(folder.stacks / "driver.txt").look_after_loop(config.run.hang_timeout_s))
     try:
-        before = await _bring_up(config, fleet, learners, console, resume)
-        fleet.look_after(elastic.watch())
-        replay = QueueClient(config, processes.replay)
-        training = Training(
-            config, folder, console, began, learners, fleet, replay, before, digest, processes.new_ranks
-        )
-        summary, after = await training.run(resume)
+        with interrupt.heard():
+            before = await _bring_up(config, fleet, learners, console, resume)
+            fleet.look_after(elastic.watch())
+            replay = QueueClient(config, processes.replay)
+            training = Training(
+                config, folder, console, began, learners, fleet, replay, before, digest, interrupt, processes.new_ranks
+            )
+            summary, after = await training.run(resume)
     finally:
         await fleet.close()
     low, high = summary.success_gain_ci95

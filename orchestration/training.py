@@ -21,6 +21,7 @@ from orchestration.evaluation import Evaluation
 from orchestration.evaluations import Evaluations
 from orchestration.fleet import Fleet
 from orchestration.held_out import evaluate
+from orchestration.interrupt import Interrupt, Interrupted
 from orchestration.learners import DivergedError, LearnerError, Learners
 from orchestration.ledger import Ledger
 from orchestration.metrics import Summary
@@ -48,6 +49,7 @@ class Training:
     replay: QueueClient
     before: Evaluation
     digest: str
+    interrupt: Interrupt
     new_ranks: Callable[[], Sequence[ActorHandle]]
 
     async def run(self, resume: ResumePoint | None) -> tuple[Summary, Evaluation]:
@@ -120,8 +122,9 @@ class Training:
         checkpoints = Checkpoints(config, folder, self.learners, self.replay, say, self.before, self.digest, guard)
         evaluations = Evaluations(config, folder, self.fleet, recorder, say)
         driver = Driver(
-            config, checkpoints, dispatcher, self.replay, self.learners, self.fleet, recorder, guard, evaluations
-        )
+            config, checkpoints, dispatcher, self.replay, self.learners, self.fleet, recorder, guard, evaluations,
+            self.interrupt,
+        )  # fmt: skip
         if resume is None:
             evaluations.write(0, self.before)
             await recorder.compare_logprobs(self.before)
@@ -131,7 +134,11 @@ class Training:
             checkpoints.best = resume.state.best
             await dispatcher.pivots.restore(resume.pivots)
             dispatcher.restore(resume.state.update, resume.state.dispatch)
-        await driver.train()
+        try:
+            with self.interrupt.training():
+                await driver.train()
+        except Interrupted:
+            raise Interrupted(await checkpoints.leave(dispatcher, recorder)) from None
 
     async def _end(self, dispatcher: Dispatcher, recorder: Recorder) -> tuple[Summary, Evaluation]:
         """The policy left behind, judged."""

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "learner/weight_sender.py:GlooTrainerWeightTransferEngine._wait_for": "the group's own, sync.timeout_s",
     "learner/weight_sender.py:wait_for_all": "of a call that is done",
     "orchestration/fleet.py:Fleet._free": "somebody is up and full: each of its tickets has a limit",
+    "orchestration/interrupt.py:Interrupt.unless_asked": "that of what is waited for beside it",
     "orchestration/learners.py:Learners._one": "by those who call it, in Learners._within",
     "orchestration/start.py:_find": "by those who call it, rollout.start_timeout_s",
 }

@@ -111,6 +111,7 @@ class Run:
         self.pivots = PivotMemory(config, _tell)
         self.learners, self.said = Learners(), list[str]()
         self.queue = Queue()
+        self.recorder: Any = None
         learners: Any = self.learners
         queue: Any = self.queue
         self.nonfinite = NonfiniteGuard(self.folder.nonfinite, limit=5)
@@ -122,11 +123,11 @@ class Run:
         dispatcher: Any = Dispatcher(self.ledger, self.pivots)
         with self.folder.metrics.open("a") as file:
             file.write(f'{{"update":{number}}}\n')
-        recorder: Any = Recorder(self.folder.metrics, metrics(number, **figures))
+        self.recorder = Recorder(self.folder.metrics, metrics(number, **figures))
         self.learners.version = number
         self.ledger.issue(Ticket(number, "frozen_lake", 1), number)
         self.ledger.move([number], State.QUEUED)
-        await self.checkpoints.write(number, dispatcher, recorder)
+        await self.checkpoints.write(number, dispatcher, self.recorder)
 
     def there(self) -> list[str]:
         return sorted(p.name for p in self.folder.checkpoints.iterdir())

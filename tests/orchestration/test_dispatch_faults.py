@@ -14,6 +14,7 @@ import pytest
 
 from envs.codec import encode_group
 from orchestration.driver import Driver
+from orchestration.interrupt import Interrupt
 from orchestration.replay_buffer import Taken
 from orchestration.replay_queue import ReplayQueue
 from tests.builders import parallel_group
@@ -198,7 +199,9 @@ async def test_the_loop_finds_out_that_the_queue_died_and_trains_on_what_there_i
         replay: Any = Reborn()
         recorder: Any = SimpleNamespace(warn=said.append)
         nobody: Any = None
-        driver = Driver(configured(lag=1), nobody, dispatcher, replay, nobody, nobody, recorder, nobody, nobody)
+        driver = Driver(
+            configured(lag=1), nobody, dispatcher, replay, nobody, nobody, recorder, nobody, nobody, Interrupt(print)
+        )
         batch, _ = await driver._next_batch(0)
         assert [header.index for header in batch.fresh] == [2]
         assert said == ["the replay queue died and was started again: the groups it held are sampled again"]

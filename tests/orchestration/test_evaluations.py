@@ -21,6 +21,7 @@ from orchestration.dispatch import Dispatcher as Dispatching
 from orchestration.driver import Driver
 from orchestration.evaluation import Evaluation
 from orchestration.evaluations import Evaluations
+from orchestration.interrupt import Interrupt
 from orchestration.ledger import Ledger, State
 from orchestration.metrics_table import HeldOutMetrics
 from orchestration.replay_buffer import Taken
@@ -129,7 +130,18 @@ class Run:
             return BEFORE
 
         monkeypatch.setattr(evaluations, "evaluate", evaluated)
-        self.driver = Driver(config, others, dispatcher, others, others, others, recorder, others, self.evaluations)
+        self.driver = Driver(
+            config,
+            others,
+            dispatcher,
+            others,
+            others,
+            others,
+            recorder,
+            others,
+            self.evaluations,
+            Interrupt(self.said.append),
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.folder.evaluations.read_text().splitlines()]
@@ -259,7 +271,7 @@ async def without_lag(
         actors = fleet.up(config)
         dispatcher = Dispatching(config, actors, ledger)
         log = Evaluations(config, RunFolder(path), actors, recorder, lambda _: None)
-        driver = Driver(config, others, dispatcher, queue, others, actors, recorder, others, log)
+        driver = Driver(config, others, dispatcher, queue, others, actors, recorder, others, log, Interrupt(print))
         ending = asyncio.create_task(end_tickets())
         await driver.train()
         ending.cancel()

@@ -184,3 +184,26 @@ def _in_flight(said: str) -> int:
 def _queued(said: str) -> int:
     [line] = [line for line in said.splitlines() if line.startswith("restored: ")]
     return int(line.split(", ")[-1].split()[0])
+
+
+def test_an_interrupted_run_ends_like_one_left_alone(straight: Path, root: Path, small_policy: Path) -> None:
+    """Ctrl-C behind update 6, in the middle of 7: that one is finished and kept; the rest is as it would have been."""
+    folder = root / "interrupted"
+    process = command(*fresh(root, "interrupted", small_policy, "queue.max_policy_lag=0"))
+    ends = time.monotonic() + LIMIT_S
+    while not ((folder / "metrics.jsonl").exists() and len(lines(folder)) >= 6):
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err[-2000:]
+    done = len(lines(folder))
+    assert done in (6, 7)
+    assert "interrupted: the update under way is finished and kept" in out
+    assert f"error: interrupted after update {done}; go on with: python orchestration/run.py --resume {folder}" in err
+    assert (folder / "checkpoints" / "latest").read_text() == f"step-{done:06d}\n"
+    finished("--resume", str(folder))
+    exact = [[{key: line[key] for key in EXACT} for line in lines(run)] for run in (straight, folder)]
+    assert exact[0] == exact[1]
+    assert_every_group_counts_once(folder)

@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from envs.codec import decode_group, encode_group
 from learner.update_sums import UpdateSums
 from orchestration.driver import Driver
+from orchestration.interrupt import Interrupt
 from orchestration.learners import LearnerError
 from orchestration.nonfinite import NonfiniteGuard, read_batch
 from orchestration.replay_buffer import Taken
@@ -87,7 +88,7 @@ async def test_the_loop_counts_the_tickets_as_filtered_and_goes_on_until_the_lim
     learners: Any = Learners()
     guard = NonfiniteGuard(tmp_path / "nonfinite", limit=2)
     nobody: Any = None
-    driver = Driver(RunConfig(), books, books, nobody, learners, nobody, books, guard, books)
+    driver = Driver(RunConfig(), books, books, nobody, learners, nobody, books, guard, books, Interrupt(print))
     payloads: Any = asyncio.get_running_loop().create_future()
     payloads.set_result(GROUPS)
     taken = Taken((), ())
