@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's style sheet (classes `grid`, `label`, `line-0`, `line-1`, ...)."""
+"""Line charts as inline SVG, coloured by the page's style (classes `grid`, `label`, `band`, `line-0`, `area-0`, ...)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 Points = list[tuple[float, float]]
 
@@ -24,13 +25,22 @@ class Chart:
     series: Sequence[tuple[str, Sequence[float | None]]]
     axis: tuple[float, ...] = ()
     """Values the axis has to show: (0.0,) for counts and rates, (0.0, 1.0) for shares."""
+    band: tuple[Sequence[float | None], Sequence[float | None]] | None = None
+    """Lower and upper ends of an interval around the first series."""
+    stacked: bool = False
+    """Each series is drawn as an area on top of those before it."""
 
     def svg(self) -> str:
         """The chart as one `<svg>` element; text escaped."""
-        lines = [self._points(values) for _, values in self.series]
-        xs, ys = [x for line in lines for x, _ in line], [y for line in lines for _, y in line]
+        columns = [values for _, values in self.series]
+        lines = [self._points(values) for values in (piled(columns) if self.stacked else columns)]
+        band = [self._points(values) for values in self.band or ()]
+        drawn = [*lines, *band]
+        xs, ys = [x for line in drawn for x, _ in line], [y for line in drawn for _, y in line]
         body = (
-            self._body(lines, xs, ys) if xs else f'<text class="label" x="{_LEFT}" y="{HEIGHT // 2}">no values</text>'
+            self._body(lines, band, xs, ys)
+            if xs
+            else f'<text class="label" x="{_LEFT}" y="{HEIGHT // 2}">no values</text>'
         )
         name = escape(self.title)
         return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}"><title>{name}</title>{body}</svg>'
@@ -42,7 +52,7 @@ class Chart:
         step = max(1, math.ceil(len(points) / _MOST_POINTS))
         return [_centre(points[i : i + step]) for i in range(0, len(points), step)]
 
-    def _body(self, lines: Sequence[Points], xs: Sequence[float], ys: Sequence[float]) -> str:
+    def _body(self, lines: Sequence[Points], band: Sequence[Points], xs: Sequence[float], ys: Sequence[float]) -> str:
         low, high = min(*self.axis, *ys, ys[0]), max(*self.axis, *ys, ys[0])
         if low == high:
             low, high = low - 0.5, high + 0.5
@@ -51,6 +61,12 @@ class Chart:
         parts = [f'<path class="grid" d="M{_LEFT} {scale.y(y):.1f}H{WIDTH - _RIGHT}"/>' for y in y_ticks]
         parts += [_text(_LEFT - 6, scale.y(y) + 4, y, "end") for y in y_ticks]
         parts += [_text(scale.x(x), HEIGHT - 4, x, "middle") for x in x_ticks if x == int(x)]
+        if band and band[0]:
+            parts.append(_area(band[0], band[1], scale, "band"))
+        if self.stacked:
+            floors = [[(x, 0.0) for x, _ in lines[0]], *lines[:-1]]
+            areas = zip(floors, lines, strict=True)
+            return "".join([*parts, *(_area(low, high, scale, f"area-{i}") for i, (low, high) in enumerate(areas))])
         for i, line in enumerate(lines):
             smooth = len(line) >= _RAW_BESIDE_SMOOTH
             parts.append(_path(line, scale, f"line-{i}{' faint' if smooth else ''}"))
@@ -87,6 +103,13 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def piled(columns: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """Each column added to the ones before it; a place where one of them is missing is missing in all."""
+    rows = zip(*columns, strict=True)
+    sums = [[None] * len(row) if None in row else list(accumulate(row)) for row in rows]
+    return [list(column) for column in zip(*sums, strict=True)] if sums else [[] for _ in columns]
+
+
 def moving_average(points: Points, window: int) -> Points:
     """Each point with the mean of the `window` points on either side of it, fewer at the ends."""
     sums = [0.0]
@@ -117,6 +140,12 @@ def _path(points: Points, scale: Scale, classes: str) -> str:
         return f'<circle class="{classes}" cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.5"/>'
     steps = "L".join(f"{scale.x(x):.1f} {scale.y(y):.1f}" for x, y in points)
     return f'<path class="{classes}" d="M{steps}"/>'
+
+
+def _area(low: Points, high: Points, scale: Scale, classes: str) -> str:
+    """What lies between two lines of the same places."""
+    corners = [f"{scale.x(x):.1f} {scale.y(y):.1f}" for x, y in [*high, *reversed(low)]]
+    return f'<path class="{classes}" d="M{"L".join(corners)}Z"/>'
 
 
 def _text(x: float, y: float, value: float, anchor: str) -> str:

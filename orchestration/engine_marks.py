@@ -35,6 +35,12 @@ def idle_between(before: Clocks, after: Clocks) -> float:
     return max(fmean(gaps), 0.0) if gaps else 0.0
 
 
+def paused_between(before: Clocks, after: Clocks) -> float:
+    """Seconds between two readings in which an engine stood still for new weights; mean."""
+    pauses = [new.paused_s - before.get(key, STOPPED).paused_s for key, new in after.items()]
+    return fmean(pauses) if pauses else 0.0
+
+
 def evaluation_share(before: Clocks, after: Clocks, evaluation_tokens: int) -> float:
     """Share of the engines' work between two readings that was the evaluation's, by tokens, 0 to 1.
 

@@ -215,6 +215,15 @@ def gain_interval(before: Mapping[int, float], after: Mapping[int, float]) -> tu
     return float(gains.mean() - half), float(gains.mean() + half)
 
 
+def success_interval(by_episode: Mapping[int, float]) -> tuple[float | None, float | None]:
+    """95 % interval of the mean over episodes, mean +- 1.96 standard errors; of a single episode it is not known."""
+    shares = np.array(list(by_episode.values()))
+    if len(shares) < 2:
+        return None, None
+    half = 1.96 * float(shares.std(ddof=1)) / np.sqrt(len(shares))
+    return float(shares.mean() - half), float(shares.mean() + half)
+
+
 def doublings(most: int) -> list[int]:
     """1, 2, 4, ... below `most`, and `most`."""
     return [*(2**i for i in range((most - 1).bit_length())), most]

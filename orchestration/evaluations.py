@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.schema import RunConfig
 from learner.durable import replace_durably
-from orchestration.evaluation import Evaluation
+from orchestration.evaluation import Evaluation, success_interval
 from orchestration.held_out import Lanes, evaluate
 from orchestration.metrics import read_metrics
 from orchestration.metrics_table import HeldOutMetrics
@@ -46,6 +46,7 @@ class Evaluations:
             totals.sampled_tokens,
             totals.env_steps,
             evaluation.success,
+            *success_interval(evaluation.by_episode),
             {str(k): value for k, value in evaluation.pass_at_k.items()},
             evaluation.coverage,
             evaluation.distinct_solutions,

@@ -35,8 +35,9 @@ ROWS = (
     Row(
         "Is it learning?",
         (
-            Panel("Success on held-out episodes", ("held_out_success", "held_out_coverage")),
+            Panel("Held-out success", ("held_out_success", "held_out_success_low", "held_out_success_high")),
             Panel("pass@k on held-out episodes", ("held_out_pass_at_k",)),
+            Panel("Coverage on held-out episodes", ("held_out_coverage",)),
             Panel("Answers to a held-out episode", ("held_out_distinct_solutions", "held_out_answer_entropy")),
             Panel("Success while training", ("success",)),
             Panel("Reward", ("reward_mean",)),
@@ -66,7 +67,8 @@ ROWS = (
         (
             Panel("Tokens in a second", ("rollout_tokens_per_s", "learner_tokens_per_s")),
             Panel("Trajectories in a second", ("rollout_trajectories_per_s", "learner_trajectories_per_s")),
-            Panel("Idle shares", ("actor_idle_share", "learner_idle_share")),
+            Panel("The learner's time", ("learner_step_share", "learner_sync_share", "learner_idle_share"), True),
+            Panel("The actors' time", ("actor_idle_share", "actor_paused_share"), True),
             Panel("Queue", ("queue_groups",)),
             Panel("Queue, bytes", ("queue_bytes",)),
             Panel("Cache hits, padding, shared beginnings", ("cache_hit_share", "padding_share", "shared_share")),

@@ -156,10 +156,16 @@ class UpdateMetrics:
     """Loading into the slowest engine's layers."""
     learner_idle_share: Annotated[float, About("share", "below 0.5; more: add actors")]
     """Share of the time since the update before in which the learner waited for a batch."""
+    learner_step_share: Annotated[float, About("share", "above 0.4")]
+    """Share of that time in which the learner worked on a batch."""
+    learner_sync_share: Annotated[float, About("share", "below 0.1")]
+    """Share of that time in which it handed out weights; what is left are checkpoints, evaluations and bookkeeping."""
     actor_idle_share: Annotated[
         float, About("share", "below 0.3; more: raise queue.max_policy_lag or prompts_in_flight")
     ]
     """Share of that time in which an engine had nothing to sample, mean of the actors."""
+    actor_paused_share: Annotated[float, About("share", "below 0.1")]
+    """Share of that time in which an engine stood still for new weights, mean of the actors; else it samples."""
     lr: Annotated[float, About("1", "follows optim.schedule")]
     """Learning rate of the step."""
 
@@ -178,6 +184,10 @@ class HeldOutMetrics:
     """Answers that environments judged for training until then."""
     success: Annotated[float, About("share", "rises")]
     """Mean over the episodes of the share of their samples that solved them."""
+    success_low: Annotated[float | None, About("share", "the interval narrows with eval.episodes")]
+    """Lower end of the 95 % interval of success over episodes; None for a single one."""
+    success_high: Annotated[float | None, About("share", "the interval narrows with eval.episodes")]
+    """Its upper end."""
     pass_at_k: Annotated[dict[str, float], About("share", "does not fall while success rises")]
     """{"1": x, "2": y, ...}: chance that at least one of k samples solves an episode; k doubles up to all samples."""
     coverage: Annotated[float, About("share", "rises")]

@@ -25,6 +25,7 @@ from orchestration.engine_marks import (
     evaluation_share,
     idle_between,
     moved_on,
+    paused_between,
     tokens_between,
 )
 from orchestration.evaluation import Evaluation, gain_interval
@@ -101,8 +102,10 @@ class Recorder:
         clocks, depth = await asyncio.gather(self._fleet.clocks(), self._replay.depth())
         now = time.monotonic()
         tokens = self._earlier.tokens + max(0, tokens_between(self._clocks, clocks) - self._evaluation_tokens)
-        idle_s, hits = idle_between(self._clocks, clocks), cache_hits_between(self._clocks, clocks)
-        spans = Spans(now - self._last, self._waits_s, idle_s, sync, tokens, hits)
+        spans = Spans(
+            now - self._last, self._waits_s, idle_between(self._clocks, clocks), paused_between(self._clocks, clocks),
+            sync, tokens, cache_hits_between(self._clocks, clocks),
+        )  # fmt: skip
         self._last, self._waits_s, self._clocks, self._evaluation_tokens = now, 0.0, clocks, 0
         self._earlier = Unrecorded()
         metrics = self._metrics(update, taken, sums, depth, spans)
@@ -263,7 +266,10 @@ class Recorder:
             sync_transfer_s=spans.sync.transfer_s,
             sync_load_s=spans.sync.load_s,
             learner_idle_share=spans.learner_waits_s / spans.wall_s,
+            learner_step_share=sums.seconds / spans.wall_s,
+            learner_sync_share=spans.sync.total_s / spans.wall_s,
             actor_idle_share=spans.actors_idle_s / spans.wall_s,
+            actor_paused_share=spans.actors_paused_s / spans.wall_s,
             lr=sums.lr,
         )
 

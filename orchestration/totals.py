@@ -12,7 +12,7 @@ from orchestration.sampled import Sampled
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Since the update before, seconds: in all, waiting for a batch, engines without work (mean), broadcasting.
+    """Seconds since the update before: in all, waiting for a batch, engines idle and paused (means), broadcasting.
 
     sampled_tokens: by all engines, of failed and dropped work too. cache_hit_share: of the prompts' tokens.
     """
@@ -20,9 +20,10 @@ class Spans:
     wall_s: float
     learner_waits_s: float
     actors_idle_s: float
+    actors_paused_s: float
     sync: SyncTimes
     sampled_tokens: int
-    cache_hit_share: float | None = None
+    cache_hit_share: float | None
 
 
 @dataclass

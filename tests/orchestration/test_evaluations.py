@@ -163,6 +163,8 @@ async def test_lines_every_few_updates_but_not_at_the_last(tmp_path: Path, monke
         "generated_tokens": 2 * TOKENS_AN_UPDATE,
         "env_steps": 20,
         "success": 0.5,
+        "success_low": pytest.approx(0.01, abs=1e-6),  # of 0.25 and 0.75: 0.5 -+ 1.96 * 0.25
+        "success_high": pytest.approx(0.99, abs=1e-6),
         "pass_at_k": {"4": 0.8},
         "coverage": 0.75,
         "distinct_solutions": 1.5,

@@ -87,7 +87,11 @@ def test_a_panels_words_are_the_tables() -> None:
         "Healthy: falls slowly; near 0 the policy has collapsed."
     )
     units = {panel["title"]: panel["fieldConfig"]["defaults"]["unit"] for panel in panels()}
-    assert (units["Idle shares"], units["Queue, bytes"], units["Weight broadcast"]) == ("percentunit", "bytes", "s")
+    assert (units["The learner's time"], units["Queue, bytes"], units["Weight broadcast"]) == (
+        "percentunit",
+        "bytes",
+        "s",
+    )
     assert units["Answers to a held-out episode"] == "short"  # answers and nats
 
 

@@ -81,7 +81,10 @@ def metrics(update: int = 1, **changes: Any) -> UpdateMetrics:
         sync_transfer_s=0.02,
         sync_load_s=0.02,
         learner_idle_share=0.4,
+        learner_step_share=0.5,
+        learner_sync_share=0.05,
         actor_idle_share=0.1,
+        actor_paused_share=0.05,
         lr=5e-4,
     )
     return replace(line, **changes)

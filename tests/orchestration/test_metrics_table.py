@@ -10,7 +10,7 @@ import pytest
 from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics, metrics_table, scalars
 from tests.orchestration.test_metrics import metrics
 
-HELD_OUT = HeldOutMetrics(3, 900, 60, 0.5, {"1": 0.5, "16": 0.75}, 0.8, 1.5, 0.25)
+HELD_OUT = HeldOutMetrics(3, 900, 60, 0.5, 0.4, 0.6, {"1": 0.5, "16": 0.75}, 0.8, 1.5, 0.25)
 
 
 @pytest.mark.parametrize("kind", [UpdateMetrics, HeldOutMetrics])
@@ -39,6 +39,7 @@ def test_scalars_leave_out_what_is_no_number() -> None:
 
 def test_scalars_of_an_evaluation_name_each_k() -> None:
     assert scalars(HELD_OUT) == {
-        "update": 3.0, "generated_tokens": 900.0, "env_steps": 60.0, "success": 0.5, "pass_at_1": 0.5,
+        "update": 3.0, "generated_tokens": 900.0, "env_steps": 60.0, "success": 0.5,
+        "success_low": 0.4, "success_high": 0.6, "pass_at_1": 0.5,
         "pass_at_16": 0.75, "coverage": 0.8, "distinct_solutions": 1.5, "answer_entropy": 0.25,
     }  # fmt: skip

@@ -19,7 +19,7 @@ from configs.schema import RunConfig
 from orchestration.charts import WIDTH, Chart, moving_average, short, ticks
 from orchestration.metrics import MetricsLog, metric_problem, write_summary
 from orchestration.report import write_report
-from orchestration.report_curves import CARDS, STYLE, curves
+from orchestration.report_curves import CARDS, LANES, STYLE, curves
 from tests.orchestration.test_metrics import SUMMARY, metrics
 
 MakeRun = Callable[..., Path]
@@ -86,7 +86,7 @@ def test_the_page_tells_of_the_run(make_run: MakeRun) -> None:
         "groups_per_update: 16",
     ):
         assert text in page.text
-    assert page.tags.count("svg") == 2 * len(CARDS)
+    assert page.tags.count("svg") == 2 * len(CARDS + LANES)
     assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html", "summary.json"]
 
 
@@ -186,7 +186,7 @@ def test_evaluations_while_training_are_curves_too(make_run: MakeRun) -> None:
     for there, cards in [([], 0), (lines[:2], 0), (lines, 3)]:  # before and after alone are no curve
         (folder / "evaluations.jsonl").write_text("".join(there))
         html = write_report(folder).read_text(encoding="utf-8")
-        assert Page(html).tags.count("svg") == 2 * (len(CARDS) + cards)
+        assert Page(html).tags.count("svg") == 2 * (len(CARDS + LANES) + cards)
         assert html.count("<h3>Answer entropy on held-out seeds, nats") == bool(cards)
 
 
