@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's style (classes `grid`, `label`, `band`, `line-0`, `area-0`, ...)."""
+"""Line charts as inline SVG, coloured by the page's style (`grid`, `label`, `band`, `line-0`, `area-0`, ...)."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ import pytest
 
 from configs.load import to_yaml
 from configs.schema import RunConfig
-from orchestration.charts import WIDTH, Chart, moving_average, short, ticks
+from orchestration.charts import WIDTH, Chart, moving_average, piled, short, ticks
 from orchestration.metrics import MetricsLog, metric_problem, write_summary
+from orchestration.metrics_table import HeldOutMetrics, metrics_table
 from orchestration.report import write_report
-from orchestration.report_curves import CARDS, LANES, STYLE, curves
+from orchestration.report_curves import ACTORS_SAMPLE, CARDS, HELD_OUT, LANES, STYLE, curves
 from tests.orchestration.test_metrics import SUMMARY, metrics
 
 MakeRun = Callable[..., Path]
@@ -191,9 +192,41 @@ def test_evaluations_while_training_are_curves_too(make_run: MakeRun) -> None:
 
 
 def test_the_curves_are_of_metrics_there_are() -> None:
-    assert [metric_problem(metric) for card in CARDS for _, metric in card.series if metric_problem(metric)] == []
+    asked = {metric for card in CARDS + LANES for _, metric in card.series} - {ACTORS_SAMPLE}
+    assert [problem for metric in asked if (problem := metric_problem(metric))] == []
+    held_out = {metric.name for metric in metrics_table(HeldOutMetrics)}
+    assert {metric for card in HELD_OUT for _, metric in card.series} | {*(HELD_OUT[0].band or ())} <= held_out
     assert max(len(card.series) for card in CARDS) == 4  # as many colours as the style has
     assert all(f"line-{i}" in STYLE and f".key-{i}" in STYLE for i in range(4))
+
+
+def test_where_the_time_went() -> None:
+    """Idle 0.2 and paused 0.1: actors sample the other 0.7."""
+    line = {"update": 1, "generated_tokens": 5, "actor_idle_share": 0.2, "actor_paused_share": 0.1}
+    html = curves([line, line | {"update": 2}]).replace("&#x27;", "'")
+    assert ">sample 0.7<" in html
+    assert "The actors' time" in html
+    assert "The learner's time" not in html  # an older run, which did not write it down
+    learner = {"learner_step_share": 0.5, "learner_sync_share": 0.1, "learner_idle_share": 0.3}
+    assert "The learner's time" in curves([line | learner]).replace("&#x27;", "'")
+
+
+def test_areas_lie_on_top_of_each_other() -> None:
+    assert piled([[0.5, None, 0.25], [0.25, 1.0, 0.5]]) == [[0.5, None, 0.25], [0.75, None, 0.75]]
+    assert piled([[], []]) == [[], []]
+    svg = Chart("x", [1, 2], [("a", [0.5, 0.5]), ("b", [0.5, 0.25])], (0.0, 1.0), stacked=True).svg()
+    low, high = re.findall(r'class="area-\d" d="M(.*?)Z"', svg)
+    # The first one's upper edge is the second one's lower edge, walked backwards.
+    assert low.split("L")[:2] == high.split("L")[:1:-1]
+    assert "line-0" not in svg
+
+
+def test_an_interval_is_drawn_around_the_first_curve() -> None:
+    svg = Chart("x", [1, 2, 3], [("a", [0.5, None, 0.5])], (), ([0.4, None, 0.3], [0.6, None, 0.7])).svg()
+    (band,) = re.findall(r'class="band" d="M(.*?)Z"', svg)
+    assert len(band.split("L")) == 4
+    assert svg.index('class="band"') < svg.index('class="line-0"')
+    assert 'class="band"' not in Chart("x", [1], [("a", [0.5])], (), ([None], [None])).svg()
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "summary.json"])
