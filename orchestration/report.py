@@ -16,6 +16,7 @@ from orchestration.page import page
 from orchestration.report_curves import STYLE as CURVES_STYLE
 from orchestration.report_curves import curves
 from orchestration.rollouts import Rollouts, RolloutsError
+from orchestration.surroundings import read as read_surroundings
 
 _MOST_ROLLOUT_BYTES = 2_000_000  # of the groups that are in the page
 
@@ -40,6 +41,7 @@ def write_report(run_folder: Path) -> Path:
             f"<h2>Curves</h2>{curves(lines, evaluations)}",
             f"<h2>Tickets</h2>{_tickets(summary)}",
             f"<h2>Rollouts</h2>{_rollouts(run_folder)}",
+            f"<h2>Where it ran</h2>{_surroundings(read_surroundings(run_folder / 'surroundings.json'))}",
             '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
             f"<pre>{escape(redacted(config))}</pre></details>",
         )
@@ -117,6 +119,29 @@ def _tickets(summary: dict[str, Any]) -> str:
         "The ledger balances." if summary["ledger_balanced"] else '<b class="bad">The ledger does not balance.</b>'
     )
     return _table(rows) + f'<div class="dim">{balanced}</div>'
+
+
+def _surroundings(starts: Sequence[dict[str, Any]]) -> str:
+    """Of the last start; how many there were."""
+    if not starts:
+        return '<div class="card dim">Not noted.</div>'
+    last = starts[-1]
+    packages = last.get("packages", {})
+    machines = [
+        f"{_number(m['cpus'])} CPUs, {_number(m['memory_gib'])} GiB"
+        + (f", {_number(m['gpus'])} GPUs {m['gpu']}" if m["gpus"] else "")
+        for m in last.get("machines", [])
+    ]
+    rows = [
+        ("", str(last.get("began", ""))),
+        ("started", f"{len(starts)} times" if len(starts) > 1 else "once"),
+        ("this program", str(last.get("commit")) or "–"),
+        ("Python, system", f"{last.get('python')}, {last.get('system')}"),
+        ("processor of the driver", str(last.get("processor"))),
+        *(("machine", machine) for machine in machines),
+        *((name, str(packages[name])) for name in packages),
+    ]
+    return _table(rows)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

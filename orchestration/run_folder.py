@@ -40,6 +40,7 @@ class RunFolder:
         self.nonfinite = path / "nonfinite"
         self.stacks = path / "stacks"
         self.tensorboard = path / "tensorboard"
+        self.surroundings = path / "surroundings.json"
         self._lock: int | None = None
 
     @classmethod

@@ -38,6 +38,7 @@ from orchestration.resume import ResumeError, ResumePoint, check_policy
 from orchestration.room import ClusterError, Role, Room
 from orchestration.run_folder import RunFolder, RunFolderError
 from orchestration.start import RolloutError
+from orchestration.surroundings import look_around, note
 from orchestration.training import Training
 
 START_ERRORS = (ClusterError, PolicyError, RunFolderError, ResumeError)
@@ -77,6 +78,7 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
                 if resume is not None:
                     check_policy(resume, str(policy), digest)
                 processes = spawn_processes(config, str(policy), rooms, str(folder.stacks))
+                note(folder.surroundings, look_around(ray.nodes()))
                 asyncio.run(_run(config, folder, processes, console, began, resume, digest))
     except BaseException:
         if not folder.config.exists():

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from orchestration.metrics import MetricsLog, metric_problem, write_summary
 from orchestration.metrics_table import HeldOutMetrics, metrics_table
 from orchestration.report import write_report
 from orchestration.report_curves import ACTORS_SAMPLE, CARDS, HELD_OUT, LANES, STYLE, curves
+from orchestration.surroundings import look_around, note
 from tests.orchestration.test_metrics import SUMMARY, metrics
+from tests.orchestration.test_surroundings import NODES
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "br", "path", "circle", "input"}
@@ -124,6 +127,16 @@ def test_a_secret_of_an_older_configuration_is_not_shown(make_run: MakeRun, monk
     page = write_report(folder).read_text(encoding="utf-8")
     assert "[WANDB_API_KEY] https://[...]@host" in page
     assert "9c41d7aa" not in page
+
+
+def test_where_it_ran(make_run: MakeRun) -> None:
+    folder = make_run()
+    assert "Not noted." in write_report(folder).read_text()
+    for _ in range(2):
+        note(folder / "surroundings.json", look_around(NODES))
+    page = Page(write_report(folder).read_text())
+    for text in ("2 times", "16 CPUs, 128 GiB, 2 GPUs H200", "8 CPUs, 16 GiB", f"ray {version('ray')}"):
+        assert text in " ".join(page.text.split())
 
 
 def test_missing_values_are_dashes(make_run: MakeRun) -> None:
