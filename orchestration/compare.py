@@ -147,8 +147,12 @@ def _write(
     failed: Mapping[str, str],
     known: Known | None,
 ) -> list[Path]:
-    """Document, tables and pictures, in the comparison's folder and beside `output`. Raises ConfigError."""
+    """Document, tables and pictures, in the comparison's folder, with a page, and beside `output`.
+
+    Raises ConfigError.
+    """
     from orchestration.comparison_aggregate import as_text, document
+    from orchestration.comparison_page import comparison_page
     from orchestration.comparison_plots import write_plots
     from orchestration.comparison_results import ResultError, read_results
     from orchestration.comparison_table import markdown
@@ -168,6 +172,9 @@ def _write(
         replace_durably(tables, markdown(compared, [plot.name for plot in plots]).encode())
         replace_durably(numbers, as_text(compared).encode())
         files += [numbers, tables, *plots]
+        if stem.parent == plan.folder:  # not beside --output, where documents are kept
+            files.append(stem.with_name(f"{stem.name}.html"))
+            replace_durably(files[-1], comparison_page(compared, plots).encode())
     print(markdown(compared, ()))
     return files
 

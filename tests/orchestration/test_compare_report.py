@@ -13,6 +13,7 @@ import pytest
 
 from configs.comparison import load_comparison
 from orchestration.comparison_aggregate import as_text, document
+from orchestration.comparison_page import comparison_page
 from orchestration.comparison_plan import DEFAULT_ROOT, Plan, make_plan
 from orchestration.comparison_plots import COLOURS, INK, STYLES, look, write_plots
 from orchestration.comparison_results import CHANGES, COSTS, CURVES, ResultError, judged_figures, read_results
@@ -89,6 +90,29 @@ def test_curves_are_compared_at_the_same_tokens(tmp_path: Path) -> None:
     assert entropy["mean"][21] is None
     assert entropy["mean"][22] == pytest.approx(0.6)
     assert "coverage" not in found["methods"]["two"]["curves"]
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    path = comparison_file(tmp_path)
+    finish(planned(path, tmp_path), *AFTER)
+    found = compared(path, tmp_path, {})
+    plots = write_plots(found, tmp_path / "x")
+    html = comparison_page(found, plots)
+    assert re.search(r"<td[^>]*>two</td>\s*<td[^>]*>2 of 2</td>", html)
+    assert html.count('<img alt="x-') == len(plots) > 1
+    assert {address[:5] for address in re.findall(r'(?:src|href)="([^"]*)"', html)} == {"data:"}
+    assert "default-src &#x27;none&#x27;" in html
+
+
+def test_names_and_causes_are_text_in_the_page(tmp_path: Path) -> None:
+    path = comparison_file(tmp_path)
+    first, *others = AFTER
+    finish(planned(path, tmp_path), *others)
+    evil = "<img src=x onerror=alert(1)>"
+    html = comparison_page(compared(path, tmp_path, {first: evil}), [])
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+    assert "<img" not in html
+    assert "<script" not in html
 
 
 def test_a_run_that_is_missing_is_in_no_mean_and_is_named(tmp_path: Path) -> None:
