@@ -15,6 +15,7 @@ import ray
 from ray._private import ray_constants
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.place import Place
@@ -42,7 +43,10 @@ QUIET_VLLM = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 def connect(config: RunConfig) -> str:
     """Join the cluster, or start Ray on this machine; returns the dashboard's address. Raises ClusterError."""
     address = address_of(config)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    quiet: dict[str, Any] = {
+        "log_to_driver": False, "logging_level": "error", "configure_logging": True,
+        "job_config": JobConfig(metadata=_told(config)),
+    }  # fmt: skip
     try:
         if address:
             _probe(address, config.cluster.placement_timeout_s)
@@ -67,6 +71,11 @@ def connect(config: RunConfig) -> str:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"cluster.address: cannot join Ray at {address or 'local'}: {cause_of(error)}") from error
     return str(context.dashboard_url or "")
+
+
+def _told(config: RunConfig) -> dict[str, str]:
+    """What the dashboard's list of jobs says of a run."""
+    return {"run": config.run.name or "", "env": config.env.name, "sampler": config.sampler.name}
 
 
 @contextmanager

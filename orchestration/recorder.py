@@ -16,6 +16,7 @@ from configs.schema import RunConfig
 from learner.durable import replace_durably
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums
+from orchestration.advice import Advisor
 from orchestration.budget import beyond_bound, is_over, is_stopped
 from orchestration.console import Console
 from orchestration.dispatch import Dispatcher
@@ -60,6 +61,7 @@ class Recorder:
         self._totals = replace(state.totals) if state is not None else Totals()
         self._totals.beyond_stop, self._totals.stop = self._totals.beyond(config.run.stop), config.run.stop
         self.last: UpdateMetrics | None = None
+        self._advisor = Advisor()
         # Of the process before: clocks of new engines know nothing of it.
         self._earlier = state.unrecorded if state is not None else Unrecorded()
         self._waits_s = self._earlier.learner_waits_s
@@ -117,6 +119,8 @@ class Recorder:
             if is_stopped(self._config.run, self._totals.beyond_stop):
                 self._console.say(f"{stop.metric} ends the run: {self._totals.beyond_stop} updates in a row (run.stop)")
         self._console.update(metrics)
+        for text in self._advisor.look(metrics):
+            self.warn(text)
         if self._config.observe.sample_every and update % self._config.observe.sample_every == 0:
             self._keep_sample(update, (await payloads)[0])
 

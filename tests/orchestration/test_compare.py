@@ -51,6 +51,7 @@ def test_a_whole_comparison(tmp_path: Path, launcher: FakeLauncher, capsys: pyte
     assert found == json.loads((there / "few.json").read_text())
     names = {"success", "entropy", "pass-at-k", "pass-at-k-plain"}
     assert {p.name for p in there.iterdir()} == {"few.json", "few.md", *(f"few-{name}.svg" for name in names)}
+    assert "<td" in (here / "comparison.html").read_text()
     text = (there / "few.md").read_text()
     assert "![few-success.svg](few-success.svg)" in text
     assert "| two | 2 of 2 |" in capsys.readouterr().out
