@@ -96,7 +96,9 @@ def joined_cluster(config: RunConfig, say: Callable[[str], None], needed: Sequen
     # `ray.init`, which brings a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        say(f"Ray dashboard: http://{dashboard}" if dashboard else "Ray runs without its dashboard")
+        # Ray sets this itself where it turns its authentication on, as it does for one of our own.
+        token = " (asks for what `ray get-auth-token` prints)" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+        say(f"Ray dashboard: http://{dashboard}{token}" if dashboard else "Ray runs without its dashboard")
         rooms = room.reserve(config, needed)
         for line in room.placement_plan(config, needed):
             say(line)
