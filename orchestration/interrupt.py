@@ -41,7 +41,8 @@ class Interrupt:
         finally:
             for number, handler in zip(SIGNALS, before, strict=True):
                 loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                if handler is not None:  # one that Python knows
+                    signal.signal(number, handler)
 
     @contextmanager
     def training(self) -> Iterator[None]:
