@@ -48,7 +48,7 @@ class TrainingRow:
 def training_rows(groups: Sequence[Group], config: RunConfig) -> list[TrainingRow]:
     """All rows of a batch, with advantages inside each baseline of each stream and shares over the whole batch."""
     advantages = credit_advantages(groups, config)
-    trained = {place: place in advantages and _trained(groups, place, config) for place in _places(groups)}
+    trained = {place: place in advantages and is_trained(groups, place, config) for place in _places(groups)}
     shares = stream_shares(_credit_lengths(groups, trained), config)
     rows = []
     for g, r, group, row in _numbered_rows(groups):
@@ -95,7 +95,7 @@ def _reward(groups: Sequence[Group], place: Place, config: RunConfig) -> float:
     return credit.reward - overlong_penalty(longest, config.rollout.tokens_per_turn, config.grpo.overlong)
 
 
-def _trained(groups: Sequence[Group], place: Place, config: RunConfig) -> bool:
+def is_trained(groups: Sequence[Group], place: Place, config: RunConfig) -> bool:
     """Whether a credit's tokens are trained: not without weight, nor where an answer was cut and those are masked."""
     credit, segments = _credited(groups, place)
     cut = not all(s.ended for s in segments[credit.first :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ RULES = (
 )  # fmt: skip
 
 
+def is_number(value: float | None) -> bool:
+    """An update for which nothing was sampled or trained has none."""
+    return value is not None and math.isfinite(value)
+
+
 class Advisor:
     """Says each thing once, and again only after it was over."""
 
@@ -64,7 +70,7 @@ class Advisor:
         if len(self._last) < OVER:
             return
         for rule in RULES:
-            values = [value for one in self._last if (value := getattr(one, rule.metric)) is not None]
+            values = [float(value) for one in self._last if is_number(value := getattr(one, rule.metric))]
             if values:
                 yield from self._judged(rule, values)
 

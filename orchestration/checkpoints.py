@@ -6,6 +6,7 @@ docs/checkpoints.md lists what is in it.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -115,10 +116,12 @@ class Checkpoints:
         update = dispatcher.version
         if not self.folder.checkpoint(update).exists():
             await self.write(update, dispatcher, recorder)
-        if not self.folder.checkpoint(update).exists():
-            return f"interrupted after update {update}, which could not be kept"
-        run = self.folder.path
-        return f"interrupted after update {update}; go on with: python orchestration/run.py --resume {run}"
+        latest = self.folder.latest_checkpoint()
+        if latest is None:
+            return f"interrupted after update {update}, which could not be kept, nor was one before"
+        kept = "" if latest == self.folder.checkpoint(update) else f", which could not be kept; {latest.name} is there"
+        command = shlex.join(("python", "orchestration/run.py", "--resume", str(self.folder.path)))
+        return f"interrupted after update {update}{kept}; go on with: {command}"
 
     async def _write(self, update: int, partial: Path, dispatcher: Dispatcher, recorder: Recorder) -> None:
         # Ledger, counters and figures are of one moment; tickets go on ending while the rest is written. The groups

@@ -18,7 +18,9 @@ from typing import Protocol
 from orchestration.comparison_plan import ROOT
 
 LINES_SHOWN = 8
-_STOP_S = 90.0  # a run that is interrupted takes down its engines and its Ray
+# A run that is interrupted finishes its update and keeps it; asked once more it ends at once, and takes its engines and
+# its Ray down.
+_FINISH_S, _STOP_S = 120.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +156,14 @@ def _ended(task: Task, status: int, seconds: float, failed: dict[str, str], say:
 
 
 def _stop(processes: Sequence[Running], poll_s: float) -> None:
-    for process in processes:
-        process.stop(force=False)
-    deadline = time.monotonic() + _STOP_S
     try:
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            time.sleep(poll_s)
+        for patience_s in (_FINISH_S, _STOP_S):
+            for process in processes:
+                if process.poll() is None:
+                    process.stop(force=False)
+            deadline = time.monotonic() + patience_s
+            while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+                time.sleep(poll_s)
     finally:  # interrupted once more: no patience is left
         for process in processes:
             if process.poll() is None:

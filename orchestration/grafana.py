@@ -158,7 +158,9 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         f"**{name}** [{m.unit}]: {m.meaning} Healthy: {m.healthy}." for name, m in zip(panel.names, about, strict=True)
     ]
     drawn = _drawn(units.pop() if len(units) == 1 else "short", panel.stacked)
-    return {
+    # Stacked, several runs would be added up: one panel each.
+    apart = {"repeat": "run", "repeatDirection": "h", "maxPerRow": _COLUMNS // _WIDTH} if panel.stacked else {}
+    return apart | {
         "id": number, "type": "timeseries", "title": panel.title, "description": "\n\n".join(words), "gridPos": place,
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
         "targets": [_target(name, i) for i, name in enumerate(panel.names)],

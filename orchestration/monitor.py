@@ -6,20 +6,25 @@ Both listen on this machine alone, and end with this process.
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from configs.shown import one_line
+from learner.durable import replace_durably
 from orchestration.exits import BAD_INPUT, FAILED, fail
 from orchestration.grafana import UID
 
@@ -27,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "monitoring"
 PROMETHEUS, GRAFANA = "http://127.0.0.1:9090", "http://127.0.0.1:3000"
 READY_S, END_S, LOOK_S = 60.0, 15.0, 0.5
+TARGETS = "prom_metrics_service_discovery.json"
+STALE_S = 60.0  # a Ray that is at work writes its list every few seconds
 _HOMES = ("/usr/share/grafana", "/opt/grafana", "/usr/local/share/grafana", "/opt/homebrew/share/grafana")
 
 
@@ -51,7 +58,7 @@ def prometheus(data: Path) -> Server | None:
     if program is None:
         return None
     arguments = (
-        f"--config.file={CONFIG / 'prometheus.yml'}", f"--storage.tsdb.path={data / 'prometheus'}",
+        f"--config.file={data / 'prometheus.yml'}", f"--storage.tsdb.path={data / 'prometheus'}",
         f"--web.listen-address={PROMETHEUS.removeprefix('http://')}",
     )  # fmt: skip
     return Server("Prometheus", (program, *arguments), {}, f"{PROMETHEUS}/-/ready", data / "prometheus.log")
@@ -93,11 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         data.mkdir(parents=True, exist_ok=True)
+        write_targets(data)
+        _write_config(data)
         _write_ray_dashboard(data / "ray-dashboards")
         with ExitStack() as stack:
             started = [(server, stack.enter_context(running(server))) for server in found]
             _tell([server.name for server in found])
-            _wait_for_an_end(started)
+            _wait_for_an_end(started, data)
     except KeyboardInterrupt:
         return 0
     except (MonitorError, OSError) as error:
@@ -126,8 +135,31 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
             _end(process)
 
 
-def _wait_for_an_end(started: Sequence[tuple[Server, subprocess.Popen[bytes]]]) -> None:
+def write_targets(data: Path) -> None:
+    """The nodes of every Ray that is at work on this machine, for Prometheus to read.
+
+    Ray's own list, under one name for all, is that of one of them: each Ray puts its own there, in turn.
+    """
+    found: list[Any] = []
+    for path in sorted(Path(os.environ.get("RAY_TMPDIR", "/tmp")).glob(f"ray/session_*/{TARGETS}")):
+        with suppress(OSError, ValueError):  # it may be gone, or half written
+            if not path.parent.is_symlink() and time.time() - path.stat().st_mtime < STALE_S:
+                found += json.loads(path.read_text())
+    replace_durably(data / "targets.json", json.dumps(found).encode())
+
+
+def _write_config(data: Path) -> None:
+    """configs/monitoring/prometheus.yml with its rules where they are, and these targets."""
+    config = yaml.safe_load((CONFIG / "prometheus.yml").read_text(encoding="utf-8"))
+    config["rule_files"] = [str(CONFIG / name) for name in config["rule_files"]]
+    for job in config["scrape_configs"]:
+        job["file_sd_configs"][0]["files"] = [str(data / "targets.json")]
+    replace_durably(data / "prometheus.yml", yaml.safe_dump(config).encode())
+
+
+def _wait_for_an_end(started: Sequence[tuple[Server, subprocess.Popen[bytes]]], data: Path) -> None:
     while True:
+        write_targets(data)
         for server, process in started:
             if process.poll() is not None:
                 raise MonitorError(f"{server.name} ended by itself: {_last_line(server.log)}")
@@ -161,7 +193,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):  # nobody there, or somebody who speaks something else
         return False
 
 

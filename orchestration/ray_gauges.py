@@ -13,7 +13,9 @@ EXPORTED = f"ray_{PREFIX}"  # the name Prometheus sees begins with it
 
 
 class RayGauges:
-    """Needs a Ray that is connected. tags: on every gauge, which therefore tells runs on one cluster apart."""
+    """Needs a Ray that is connected. tags: on every gauge; they tell the runs on one cluster apart."""
+
+    name = "Ray's metrics"
 
     def __init__(self, tags: Mapping[str, str]) -> None:
         self._tags = dict(tags)

@@ -94,8 +94,10 @@ class Recorder:
     def learner_waits(self) -> Iterator[None]:
         """The time in which the learner has no batch."""
         began = time.monotonic()
-        yield
-        self._waits_s += time.monotonic() - began
+        try:
+            yield
+        finally:  # an interrupted wait counts, in the checkpoint that is made then
+            self._waits_s += time.monotonic() - began
 
     async def record(
         self, update: int, taken: Taken, sums: UpdateSums, sync: SyncTimes, payloads: ray.ObjectRef

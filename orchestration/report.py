@@ -59,10 +59,12 @@ def _rollouts(run_folder: Path) -> str:
         groups = list(rollouts.newest(_MOST_ROLLOUT_BYTES, lambda group: len(rollouts_page.as_json(group))))
     except RolloutsError as error:
         return f'<div class="card dim">No groups can be shown: {escape(safe(error))}</div>'
-    if not groups:
+    kept = len(rollouts.files())
+    if not kept:
         return '<div class="card dim">No groups were kept (observe.sample_every).</div>'
-    older = len(rollouts.files()) - len(groups)
-    rest = f' <span class="dim">{older} older ones: python -m orchestration.view</span>' if older else ""
+    rest = f' <span class="dim">{len(groups)} of {kept} are here; all: python -m orchestration.view</span>'
+    if not groups:
+        return rest
     return rest + rollouts_page.viewer([group["file"] for group in groups], groups, live=False)
 
 

@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.shown import one_line, redacted
 from envs.codec import CodecError, decode_group
 from envs.trajectory import Group, PivotTrial, Segment, Trajectory
-from learner.rows import credit_advantages
+from learner.rows import credit_advantages, is_trained
 from orchestration.policy import present_policy
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 class RolloutsError(ValueError):
     """Samples that cannot be shown; one line that names the file or folder."""
+
+
+class SampleError(RolloutsError):
+    """One of them cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +101,23 @@ class Rollouts:
     def read(self, name: str) -> dict[str, Any]:
         """One of them, ready for JSON. Raises RolloutsError for a name that is none, and a file that cannot be read."""
         if not _NAME.fullmatch(name):
-            raise RolloutsError(f"samples/{one_line(name, 100)}: no name of a sample")
+            raise SampleError(f"samples/{one_line(name, 100)}: no name of a sample")
         try:
             group = decode_group(read_file(self.run / "samples" / name, _MOST_FILE_BYTES))
         except (OSError, ValueError, CodecError) as error:
-            raise RolloutsError(f"samples/{name}: {one_line(error)}") from error
+            raise SampleError(f"samples/{name}: {one_line(error)}") from error
         return asdict(shown(group, name, self._config, self._loaded()))
 
     def newest(self, most_bytes: int, size: Callable[[dict[str, Any]], int]) -> Iterator[dict[str, Any]]:
-        """The newest ones that fit into so many bytes together, by `size` of each."""
+        """The newest ones that fit into so many bytes together, by `size` of each; what cannot be read is left out."""
         for name in self.files():
-            group = self.read(name)
-            most_bytes -= size(group)
-            if most_bytes < 0:
-                return
-            yield group
+            try:
+                group = self.read(name)
+            except SampleError:
+                continue
+            if size(group) <= most_bytes:
+                most_bytes -= size(group)
+                yield group
 
     def _loaded(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
@@ -120,7 +126,7 @@ class Rollouts:
             exported = self.run / "policy"
             try:
                 folder = exported if exported.is_dir() else present_policy(self._config)
-                self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+                self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
             except Exception as error:  # transformers raises whatever went wrong in it
                 raise RolloutsError(f"{one_line(self.run)}: its tokenizer cannot be had: {one_line(error)}") from error
         return self._tokenizer
@@ -152,18 +158,27 @@ def shown(group: Group, file: str, config: RunConfig, tokenizer: PreTrainedToken
 def token_texts(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What each token adds to the text, special ones by their names. A character of several tokens is the last."""
     texts: list[str] = []
+    before: list[int] = []
     waiting: list[int] = []
     for token in token_ids:
         waiting.append(int(token))
-        text = str(tokenizer.decode(waiting, skip_special_tokens=False))
+        text = _added(before, waiting, tokenizer)
         if text.endswith(_BROKEN) and len(waiting) < _LONGEST_CHARACTER:
             texts.append("")
             continue
         texts.append(text)
-        waiting = []
+        before, waiting = waiting[-1:], []
     if waiting:
-        texts[-1] = str(tokenizer.decode(waiting, skip_special_tokens=False))
+        texts[-1] = _added(before, waiting, tokenizer)
     return texts
+
+
+def _added(before: list[int], token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Behind the token before them: alone, some tokenizers leave out the blank a word begins with."""
+    start, whole = (str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in (before, [*before, *token_ids]))
+    return (
+        whole[len(start) :] if whole.startswith(start) else str(tokenizer.decode(token_ids, skip_special_tokens=False))
+    )
 
 
 def _segment(segment: Segment, advantage: float | None, tokenizer: PreTrainedTokenizerBase) -> ShownSegment:
@@ -171,18 +186,23 @@ def _segment(segment: Segment, advantage: float | None, tokenizer: PreTrainedTok
     if segment.sampled:
         logprobs = [round(float(value), 3) for value in segment.behaviour_logprobs]
         return ShownSegment(str(segment.role), token_texts(ids, tokenizer), logprobs, advantage, segment.ended)
-    return ShownSegment(str(segment.role), [str(tokenizer.decode(ids, skip_special_tokens=True))], [], None, True)
+    return ShownSegment(
+        str(segment.role), [redacted(str(tokenizer.decode(ids, skip_special_tokens=True)))], [], None, True
+    )
 
 
 def _worth(group: Group, config: RunConfig) -> dict[tuple[int, int], float]:
-    """Advantage times weight by (trajectory, segment)."""
+    """Advantage times weight by (trajectory, segment), under the configuration the run has now."""
     worth: dict[tuple[int, int], float] = {}
-    for (_, r, c), advantage in credit_advantages([group], config).items():
+    for place, advantage in credit_advantages([group], config).items():
+        if not is_trained([group], place, config):
+            continue
+        _, r, c = place
         row = group.rows[r]
         credit = row.credits[c]
-        for place in range(credit.first, credit.last):
-            if group.trajectories[row.trajectory].segments[place].sampled and credit.weight:
-                key = (row.trajectory, place)
+        for number in range(credit.first, credit.last):
+            if group.trajectories[row.trajectory].segments[number].sampled:
+                key = (row.trajectory, number)
                 worth[key] = round(worth.get(key, 0.0) + credit.weight * advantage, 4)
     return worth
 

@@ -71,14 +71,13 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
         with Console(config, began) as console:
             if config.model.path is not None:
                 ensure_policy(config, console.say)  # a wrong path is said before Ray starts
-            with joined_cluster(config, console.say, room.roles(config)) as rooms:
+            with joined_cluster(named(config, folder.path.name), console.say, room.roles(config)) as rooms:
                 # And a cluster without room before a policy is warmed up.
                 policy = ensure_policy(config, console.say)
                 digest = policy_digest(policy)
                 if resume is not None:
                     check_policy(resume, str(policy), digest)
                 processes = spawn_processes(config, str(policy), rooms, str(folder.stacks))
-                note(folder.surroundings, look_around(ray.nodes()))
                 asyncio.run(_run(config, folder, processes, console, began, resume, digest))
     except BaseException:
         if not folder.config.exists():
@@ -86,6 +85,11 @@ def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None 
         raise
     finally:
         folder.release()
+
+
+def named(config: RunConfig, name: str) -> RunConfig:
+    """For the cluster, where a run without a name in its configuration is called as its folder."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
 @contextmanager
@@ -155,6 +159,7 @@ async def _run(
     try:
         with interrupt.heard():
             before = await _bring_up(config, fleet, learners, console, resume)
+            note(folder.surroundings, look_around(ray.nodes()))
             fleet.look_after(elastic.watch())
             replay = QueueClient(config, processes.replay)
             training = Training(

@@ -16,6 +16,8 @@ from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics, scalars
 class TensorBoardLog:
     """Steps are updates. done: updates done so far: what an earlier process wrote of later ones is not shown."""
 
+    name = "TensorBoard"
+
     def __init__(self, folder: Path, done: int) -> None:
         self._writer = EventFileWriter(str(folder))
         self._add(done + 1, session_log=SessionLog(status=SessionLog.START))

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Protocol
 
 from configs.schema import RunConfig
 from configs.shown import safe
 from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics
 from orchestration.run_folder import RunFolder
-
-
-class Tracker(Protocol):
-    """Takes the lines of metrics.jsonl and evaluations.jsonl as they are written; in the order of their updates."""
-
-    def update(self, line: UpdateMetrics) -> None: ...
-    def held_out(self, line: HeldOutMetrics) -> None: ...
-    def close(self) -> None: ...
+from orchestration.tracker_thread import Tracker, TrackerThread
 
 
 class Trackers:
@@ -43,18 +35,18 @@ class Trackers:
                 call(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
-                self._say(f"warning: {type(tracker).__name__} is left out from here on: {safe(error)}")
+                self._say(f"warning: {tracker.name} is left out from here on: {safe(error)}")
 
 
 def open_trackers(config: RunConfig, folder: RunFolder, say: Callable[[str], None], done: int) -> Trackers:
     """Those the config asks for; done: updates done so far. One that cannot be opened is said and left out."""
-    makers = {
-        "Ray's metrics": (config.observe.ray_metrics, lambda: _ray_gauges(config, folder)),
-        "TensorBoard": (config.observe.tensorboard, lambda: _tensorboard(folder, done)),
-        "Weights & Biases": (config.observe.wandb is not None, lambda: _wandb(config, folder)),
-    }
+    makers: tuple[tuple[str, bool, Callable[[], Tracker]], ...] = (
+        ("Ray's metrics", config.observe.ray_metrics, lambda: _ray_gauges(config, folder)),
+        ("TensorBoard", config.observe.tensorboard, lambda: _tensorboard(folder, done)),
+        ("Weights & Biases", config.observe.wandb is not None, lambda: _wandb(config, folder)),
+    )
     trackers = []
-    for name, (wanted, make) in makers.items():
+    for name, wanted, make in makers:
         try:
             if wanted:
                 trackers.append(make())
@@ -88,4 +80,4 @@ def _tensorboard(folder: RunFolder, done: int) -> Tracker:
 def _wandb(config: RunConfig, folder: RunFolder) -> Tracker:
     from orchestration.wandb_log import WandbLog
 
-    return WandbLog(config, folder)
+    return TrackerThread(WandbLog.name, lambda: WandbLog(config, folder))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from configs.shown import one_line
+from configs.shown import one_line, safe
 from orchestration import rollouts_page
 from orchestration.exits import BAD_INPUT, FAILED, fail
 from orchestration.page import page
@@ -80,6 +80,10 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(HTTPStatus.NOT_FOUND, {"error": f"nothing at {one_line(path, 100)}"})
         except RolloutsError as error:
             self._answer(HTTPStatus.NOT_FOUND, {"error": str(error)})
+        except ConnectionError:
+            self.close_connection = True  # the page was left
+        except Exception as error:
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": safe(error)})
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are not worth a line."""

@@ -14,6 +14,8 @@ from orchestration.run_folder import RunFolder
 class WandbLog:
     """One run there for one run folder, resumed ones too. The key is taken from WANDB_API_KEY or the user's netrc."""
 
+    name = "Weights & Biases"
+
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         import wandb
 

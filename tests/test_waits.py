@@ -31,6 +31,7 @@ ELSEWHERE = {
     "orchestration/fleet.py:Fleet._free": "somebody is up and full: each of its tickets has a limit",
     "orchestration/interrupt.py:Interrupt.unless_asked": "that of what is waited for beside it",
     "orchestration/learners.py:Learners._one": "by those who call it, in Learners._within",
+    "orchestration/tracker_thread.py:TrackerThread._work": "its thread has nothing else to do, and keeps no process",
     "orchestration/start.py:_find": "by those who call it, rollout.start_timeout_s",
 }
 

@@ -4,6 +4,7 @@
   const root = document.getElementById("rollouts");
   const embedded = JSON.parse(document.getElementById("rollouts-data").textContent);
   const groups = new Map(embedded.groups.map((group) => [group.file, group]));
+  const opened = new Map(); // name -> numbers of the trajectories whose details are open
   let names = embedded.files;
   let current = null;
 
@@ -54,6 +55,11 @@
   // --- the list ------------------------------------------------------------------------------------------------------
 
   function refresh() {
+    fillList();
+    show(current);
+  }
+
+  function fillList() {
     const samplers = new Set([...groups.values()].map((group) => group.sampler));
     for (const name of samplers) {
       if (![...field.sampler.options].some((one) => one.value === name)) field.sampler.append(option(name));
@@ -62,7 +68,6 @@
     list.replaceChildren(...shown.map(entry));
     if (!shown.length) list.append(make("div", { className: "dim", textContent: names.length ? "none fits" : "no samples yet" }));
     if (!shown.includes(current)) current = shown[0] ?? null;
-    show(current);
   }
 
   function entry(name) {
@@ -85,10 +90,9 @@
     if (name === null) return tree.replaceChildren();
     if (!groups.has(name)) {
       if (!embedded.live) return;
-      const answer = await fetch(`rollouts/${name}`);
-      const body = await answer.json();
-      if (!answer.ok) return tree.replaceChildren(make("p", { className: "bad", textContent: body.error }));
-      groups.set(name, body);
+      const problem = await fetched(name);
+      if (name !== current) return; // another one was chosen meanwhile
+      if (problem) return tree.replaceChildren(make("p", { className: "bad", textContent: problem }));
       return refresh();
     }
     const group = groups.get(name);
@@ -98,9 +102,24 @@
     tree.replaceChildren(head, branchesOf(group));
   }
 
+  // What went wrong, or null with the group in `groups`.
+  async function fetched(name) {
+    try {
+      const answer = await fetch(`rollouts/${name}`);
+      const body = await answer.json();
+      if (!answer.ok) return body.error;
+      groups.set(name, body);
+      return null;
+    } catch {
+      return "the viewer does not answer: was it stopped?";
+    }
+  }
+
   // Sketches hold their solutions; a trajectory holds what was sampled from one of its states.
   function branchesOf(group) {
     const most = Math.max(1e-6, ...group.trajectories.flatMap((one) => one.segments.map((s) => Math.abs(s.advantage ?? 0))));
+    if (!opened.has(group.file)) opened.set(group.file, new Set([0, 1]));
+    const open = opened.get(group.file);
     const children = new Map();
     const put = (key, node) => children.set(key, [...(children.get(key) ?? []), node]);
     // A list is one trajectory or one a sketch; those that were drafted again count in neither.
@@ -118,7 +137,9 @@
       const one = group.trajectories[index];
       const item = make("li", { className: wanted(one) || one.kind === "sketches" ? "" : "faded" });
       const body = one.kind === "sketches" ? sketchList(index) : [...turns(one, most), ...pivotsOf(index)];
-      item.append(make("details", {}, heading(one, index), ...body), ...[nodes(`${index}`)].filter(Boolean));
+      const details = make("details", { open: open.has(index) }, heading(one, index), ...body);
+      details.addEventListener("toggle", () => (details.open ? open.add(index) : open.delete(index)));
+      item.append(details, ...[nodes(`${index}`)].filter(Boolean));
       return item;
     };
     const sketchList = (index) => {
@@ -134,9 +155,7 @@
     const pivotsOf = (index) => group.pivots.filter((pivot) => pivot.parent === index).map((pivot) =>
       make("p", { className: "pivot" }, `pivot before segment ${pivot.pivot + 1}, at ${Math.round(100 * pivot.depth)} % of its tokens: ` +
         `${pivot.solved} of ${pivot.branches} branches solved, gain ${number(pivot.gain)}`));
-    const open = nodes("");
-    open?.querySelectorAll("details").forEach((details, i) => { details.open = i < 2; });
-    return open ?? make("p", { className: "dim", textContent: "nothing was sampled" });
+    return nodes("") ?? make("p", { className: "dim", textContent: "nothing was sampled" });
   }
 
   function heading(one, index) {
@@ -180,7 +199,9 @@
       const found = await (await fetch("rollouts")).json();
       if (found.files.join() !== names.join()) {
         names = found.files;
-        refresh();
+        const before = current;
+        fillList();
+        if (current !== before) show(current); // else what is being read stays as it is
       }
     } catch { /* the viewer was stopped: what is here stays */ }
     setTimeout(look, 3000);

@@ -67,6 +67,7 @@ def test_branches_say_nothing_of_the_samplers_own_solutions() -> None:
         pivots=group.pivots,
         covered=True,
         branch_tokens=3 + 1 + 1,
+        trajectories=8,
     )
 
 

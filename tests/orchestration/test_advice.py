@@ -60,6 +60,17 @@ def test_what_has_no_value_is_not_judged(value: float | None) -> None:
     assert said(Advisor(), series("zero_advantage_share", value, 3 * OVER)) == []
 
 
+def test_an_update_without_a_value_changes_nothing() -> None:
+    """One of them in the middle: what was said is not said again, and the highest mean is remembered."""
+    advisor, nothing = Advisor(), metrics(50, zero_advantage_share=math.nan, entropy=math.nan)
+    lines = series("zero_advantage_share", 1.0, 2 * OVER)
+    assert len(said(advisor, [*lines, nothing, *lines])) == 1
+    advisor = Advisor()
+    texts = said(advisor, [*series("entropy", 0.7, 2 * OVER), nothing, *series("entropy", 0.01, 2 * OVER)])
+    assert [text for text in texts if "entropy" in text] == texts
+    assert len(texts) == 1
+
+
 def test_the_words_name_the_figure_and_what_to_do() -> None:
     (text,) = said(Advisor(), series("learner_idle_share", 0.9, OVER))
     assert text == (

@@ -80,6 +80,12 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
         taken |= cells
 
 
+def test_runs_are_not_added_up() -> None:
+    for panel in panels():
+        stacked = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
+        assert (panel.get("repeat") == "run") == stacked, panel["title"]
+
+
 def test_a_panels_words_are_the_tables() -> None:
     entropy = next(panel for panel in panels() if panel["title"] == "Entropy")
     assert entropy["description"] == (

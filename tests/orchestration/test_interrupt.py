@@ -106,9 +106,26 @@ async def test_what_is_not_kept_yet_is(left: Run) -> None:
     assert (left.folder.checkpoints / "latest").read_text() == "step-000002\n"
 
 
+async def test_the_command_can_be_typed_as_it_is_said(tmp_path: Path) -> None:
+    run = Run(tmp_path / "my runs")
+    await run.update(1)
+    assert (await leave(run, 1)).endswith(f"--resume '{run.folder.path}'")
+
+
+async def test_where_nothing_could_be_kept(left: Run) -> None:
+    await left.update(1)
+    left.folder.remove(left.folder.checkpoint(1))
+    (left.folder.checkpoints / "latest").unlink()
+    left.learners.broken = OSError("No space left on device")
+    assert await leave(left, 1) == "interrupted after update 1, which could not be kept, nor was one before"
+
+
 async def test_what_cannot_be_kept_is_said(left: Run) -> None:
     await left.update(1)
     left.learners.broken = OSError("No space left on device")
-    assert await leave(left, 2) == "interrupted after update 2, which could not be kept"
+    assert await leave(left, 2) == (
+        "interrupted after update 2, which could not be kept; step-000001 is there; "
+        f"go on with: python orchestration/run.py --resume {left.folder.path}"
+    )
     assert (left.folder.checkpoints / "latest").read_text() == "step-000001\n"
     assert "checkpoint of update 2 not written" in left.said[-1]

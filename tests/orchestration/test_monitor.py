@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestration import monitor
 from orchestration.cluster import ROOT
@@ -79,7 +82,7 @@ def test_both_run_until_they_are_told_to_end(
     (installed.parent / "conf" / "defaults.ini").touch()
     children: list[subprocess.Popen[bytes]] = []
 
-    def look(started: list[tuple[monitor.Server, subprocess.Popen[bytes]]]) -> None:
+    def look(started: list[tuple[monitor.Server, subprocess.Popen[bytes]]], _: Path) -> None:
         children.extend(process for _, process in started)
         assert [process.poll() for process in children] == [None, None]
         raise KeyboardInterrupt
@@ -92,7 +95,10 @@ def test_both_run_until_they_are_told_to_end(
     assert f"Grafana: {monitor.GRAFANA}/d/sesa-on-ray" in said
     assert f"Prometheus: {monitor.PROMETHEUS}/graph" in said
     prometheus, grafana = ((data / f"{name}.log").read_text() for name in ("prometheus", "grafana"))
-    assert f"--config.file={ROOT}/configs/monitoring/prometheus.yml" in prometheus
+    assert f"--config.file={data}/prometheus.yml" in prometheus
+    config = yaml.safe_load((data / "prometheus.yml").read_text())
+    assert config["rule_files"] == [f"{ROOT}/configs/monitoring/alerts.yml"]
+    assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == [f"{data}/targets.json"]
     assert f"--web.listen-address={monitor.PROMETHEUS.removeprefix('http://')}" in prometheus
     assert grafana.startswith(f"arguments server --homepath={installed.parent}")
     assert "rayDefaultDashboard" in (data / "ray-dashboards" / "ray.json").read_text()
@@ -126,6 +132,41 @@ def test_one_that_ends_by_itself_ends_the_other(
     monkeypatch.setattr(monitor, "_tell", kill)
     assert monitor.main(["--data", str(tmp_path)]) == FAILED
     assert capsys.readouterr().err.startswith("error: Prometheus ended by itself: arguments --config.file=")
+
+
+def test_the_nodes_of_every_ray_at_work_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    lists = {
+        "session_1": '[{"targets": ["a:1"]}]',
+        "session_2": '[{"targets": ["b:2"]}]',
+        "session_3": "[{",
+        "session_4": "[1]",
+    }
+    for name, text in lists.items():
+        folder = tmp_path / "ray" / name
+        folder.mkdir(parents=True)
+        (folder / monitor.TARGETS).write_text(text)
+    long_ago = time.time() - 2 * monitor.STALE_S
+    os.utime(tmp_path / "ray" / "session_4" / monitor.TARGETS, (long_ago, long_ago))  # that Ray has ended
+    (tmp_path / "ray" / "session_latest").symlink_to(tmp_path / "ray" / "session_2")
+    monitor.write_targets(tmp_path)
+    assert json.loads((tmp_path / "targets.json").read_text()) == [{"targets": ["a:1"]}, {"targets": ["b:2"]}]
+
+
+def test_somebody_who_speaks_something_else_is_no_server_of_ours(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+
+        def greet() -> None:
+            caller, _ = other.accept()
+            caller.sendall(b"SSH-2.0-x\r\n")
+            caller.close()
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert not monitor._answers(f"http://127.0.0.1:{other.getsockname()[1]}/-/ready")
+        thread.join(10)
 
 
 def test_a_port_that_is_taken_is_not_taken_for_ours(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -197,6 +199,14 @@ async def test_what_was_spent_before_a_checkpoint_is_the_next_updates_resumed_or
     assert of(straight, "generated_tokens", "env_steps") == of(resumed, "generated_tokens", "env_steps") == [740, 42]
     assert (await again.update(3, tokens=100))["generated_tokens"] == 800  # once
     again.close()
+
+
+async def test_a_wait_that_is_interrupted_counts(books: Books) -> None:
+    await books.recorder.begin()
+    with suppress(KeyError), books.recorder.learner_waits():
+        time.sleep(0.05)
+        raise KeyError
+    assert 0.05 <= books.recorder.state().unrecorded.learner_waits_s < 5
 
 
 async def test_a_budget_ends_a_run_with_an_update_and_not_between_two(books: Books) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from configs.load import to_yaml
 from configs.schema import RunConfig
+from envs.codec import encode_group
 from orchestration.charts import WIDTH, Chart, moving_average, piled, short, ticks
 from orchestration.metrics import MetricsLog, metric_problem, write_summary
 from orchestration.metrics_table import HeldOutMetrics, metrics_table
@@ -24,6 +25,7 @@ from orchestration.report import write_report
 from orchestration.report_curves import ACTORS_SAMPLE, CARDS, HELD_OUT, LANES, STYLE, curves
 from orchestration.surroundings import look_around, note
 from tests.orchestration.test_metrics import SUMMARY, metrics
+from tests.orchestration.test_rollouts import TOKENIZER, group
 from tests.orchestration.test_surroundings import NODES
 
 MakeRun = Callable[..., Path]
@@ -137,6 +139,25 @@ def test_where_it_ran(make_run: MakeRun) -> None:
     page = Page(write_report(folder).read_text())
     for text in ("2 times", "16 CPUs, 128 GiB, 2 GPUs H200", "8 CPUs, 16 GiB", f"ray {version('ray')}"):
         assert text in " ".join(page.text.split())
+
+
+def test_the_newest_groups_are_in_the_page(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run()
+    assert "No groups were kept" in write_report(folder).read_text()
+    (folder / "samples").mkdir()
+    for update in (10, 20):
+        (folder / "samples" / f"update-{update:06d}.msgpack").write_bytes(encode_group(group()))
+    TOKENIZER.save_pretrained(folder / "policy")
+    html = write_report(folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.tags.count("script") == 2  # the data, and what shows it
+    assert page.fetched == []
+    assert "2 of 2 are here" in page.text
+    assert '"update":20' in html
+    monkeypatch.setattr("orchestration.report._MOST_ROLLOUT_BYTES", 10)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "0 of 2 are here; all: python -m orchestration.view" in page.text
+    assert "script" not in page.tags
 
 
 def test_missing_values_are_dashes(make_run: MakeRun) -> None:

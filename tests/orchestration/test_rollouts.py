@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,23 @@ def test_a_character_that_was_cut_is_shown_as_broken() -> None:
     assert len(token_texts(broken, TOKENIZER)) == 20
 
 
+def test_the_blank_a_word_begins_with_is_kept() -> None:
+    """Tokenizers of the SentencePiece kind strip it from what they decode alone."""
+    tokenizer: Any = Stripping()
+    texts = token_texts([1, 2, 3, 4], tokenizer)
+    assert texts == ["go", " up", " left", "ly"]
+    assert "".join(texts) == tokenizer.decode([1, 2, 3, 4])
+
+
+class Stripping:
+    """Decodes as those do: a blank for the mark of a word's beginning, but not at the start."""
+
+    words = ("", "▁go", "▁up", "▁left", "ly")
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(self.words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+
 # --- a group ---------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +120,30 @@ def test_what_tokens_are_worth() -> None:
     assert right.segments[0].texts == ["where?"]  # not sampled: one text
 
 
+def test_what_is_not_trained_is_worth_nothing() -> None:
+    """Rewards differ, but the answer that was cut at its limit is masked."""
+    cut = replace(answer(*ids("left")), ended=False)
+    one = group()
+    trajectories = (
+        one.trajectories[0],
+        one.trajectories[1],
+        Trajectory((prompt(*ids("where?")), cut), Verdict.WRONG, 0.0),
+    )
+    rows = (one.rows[0], Row(2, 1, (Credit(1, 2, Stream.SOLUTION, "all", 0.0),)))
+    masked = RunConfig.model_validate({"grpo": {"overlong": {"mask_truncated": True}}})
+    for config, worth in ((RunConfig(), pytest.approx(-1.0, abs=1e-4)), (masked, None)):
+        seen = shown(Group(one.ticket, "parallel", trajectories, rows), "x", config, TOKENIZER)
+        assert seen.trajectories[2].segments[1].advantage == worth
+        assert seen.trajectories[1].segments[1].advantage == pytest.approx(1.0, abs=1e-4)
+        assert not seen.trajectories[2].segments[1].ended
+
+
+def test_secrets_in_what_an_environment_says_are_not_shown() -> None:
+    told = Trajectory((prompt(*ids("see https://me:pw@host")), answer(*ids("up"))), Verdict.WRONG, 0.0)
+    seen = shown(Group(Ticket(0, "lake", 0), "parallel", (told,), ()), "x", RunConfig(), TOKENIZER)
+    assert seen.trajectories[0].segments[0].texts == ["see https://[...]@host"]
+
+
 def test_a_continuation_is_no_branch() -> None:
     parent = Trajectory((prompt(1), answer(*ids("a"))), Verdict.WRONG, 0.0)
     child = Trajectory((prompt(1), answer(*ids("a")), answer(*ids("b"))), Verdict.WRONG, 0.0, parent=0, pivot=2)
@@ -122,6 +164,13 @@ def test_newest_first_and_nothing_else(run: Path) -> None:
 def test_as_many_as_fit(run: Path) -> None:
     assert [one["update"] for one in Rollouts(run).newest(20, lambda _: 10)] == [100, 20]
     assert list(Rollouts(run).newest(9, lambda _: 10)) == []
+    # One that is too large hides no smaller one.
+    assert [one["update"] for one in Rollouts(run).newest(20, lambda one: one["update"])] == [20]
+
+
+def test_one_that_cannot_be_read_hides_no_other(run: Path) -> None:
+    (run / "samples" / "update-000100.msgpack").write_bytes(b"nonsense")
+    assert [one["update"] for one in Rollouts(run).newest(100, lambda _: 10)] == [20, 10]
 
 
 @pytest.mark.parametrize("name", ["../config.yaml", "update-000010.msgpack/..", "notes.txt", "", "update-1.msgpack\n"])

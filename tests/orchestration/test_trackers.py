@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs.load import ConfigError
 from configs.schema import RunConfig, RunSettings
-from orchestration import ray_gauges, run
+from orchestration import ray_gauges, run, tracker_thread
 from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics, scalars
 from orchestration.ray_gauges import RayGauges
 from orchestration.run_folder import RunFolder
 from orchestration.tensorboard_log import TensorBoardLog
+from orchestration.tracker_thread import TrackerThread
 from orchestration.trackers import Trackers, open_trackers, tracker_problems
 from orchestration.wandb_log import WandbLog
 from tests.orchestration.test_metrics import metrics
@@ -25,6 +28,8 @@ from tests.orchestration.test_metrics_table import HELD_OUT
 
 class Keeper:
     """Keeps what it is told; fails at one call."""
+
+    name = "Keeper"
 
     def __init__(self, fails_at: str = "") -> None:
         self.fails_at = fails_at
@@ -83,6 +88,48 @@ def test_one_that_cannot_be_opened_is_said_and_left_out(folder: RunFolder) -> No
 def test_none_is_opened_unasked(folder: RunFolder) -> None:
     told(open_trackers(_config(ray_metrics=False, tensorboard=False), folder, print, 0))
     assert not folder.tensorboard.exists()
+
+
+# --- a thread of its own ---------------------------------------------------------------------------------------------
+
+
+def test_in_a_thread_all_is_told_in_order_before_it_is_closed() -> None:
+    keeper, said = Keeper(), list[str]()
+    told(Trackers([TrackerThread("W", lambda: keeper)], said.append))
+    assert keeper.told == ["held out 3", "update 1", "update 2", "close"]
+    assert said == []
+
+
+def test_one_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_thread, "CLOSE_S", 0.2)
+    released, said, began = threading.Event(), list[str](), time.monotonic()
+    told(Trackers([TrackerThread("W", lambda: released.wait(20) and Keeper())], said.append))  # type: ignore[arg-type, return-value]
+    assert time.monotonic() - began < 10
+    assert said == ["warning: W is left out from here on: it was not done within 0.2 s"]
+    released.set()
+
+
+@pytest.mark.parametrize("fails_at", ["update 1", "close"])
+def test_what_goes_wrong_in_the_thread_is_said_by_name(fails_at: str) -> None:
+    said: list[str] = []
+    trackers = Trackers([TrackerThread("W", lambda: Keeper(fails_at))], said.append)
+    told(trackers)
+    assert said == [r"warning: W is left out from here on: No space left\non device"]
+
+
+def test_too_many_lines_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_thread, "MOST_WAITING", 3)
+    released, said = threading.Event(), list[str]()
+
+    def make() -> Keeper:
+        released.wait(20)
+        return Keeper()
+
+    trackers = Trackers([TrackerThread("W", make)], said.append)
+    for update in range(1, 6):
+        trackers.update(metrics(update))
+    assert said == ["warning: W is left out from here on: 3 lines wait to be taken"]
+    released.set()
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------

@@ -72,6 +72,15 @@ def test_what_is_not_there_is_said(port: int, path: str) -> None:
     assert list(json.loads(body)) == ["error"]
 
 
+def test_what_goes_wrong_here_is_an_answer_too(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(Rollouts, "read", fail)
+    status, _, body = get(port, "/rollouts/update-000100.msgpack")
+    assert (status, json.loads(body)) == (500, {"error": "'a fault of ours'"})
+
+
 def test_other_names_are_refused(port: int) -> None:
     """A page elsewhere may have its name lead to this machine, and would then read the answers."""
     assert get(port, "/rollouts", host="evil.example")[0] == 403
