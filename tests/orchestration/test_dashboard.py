@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,15 +12,10 @@ from pathlib import Path
 import pytest
 
 from orchestration.cluster import ROOT
+from tests.orchestration.test_job_submit import free_port
 from tests.orchestration.test_view import in_a_browser, rendered
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400), in_a_browser]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_our_processes_are_in_the_dashboard(small_policy: Path, tmp_path: Path) -> None:

@@ -116,3 +116,30 @@ def test_a_node_leaves_and_another_one_joins(small_policy: Path, tmp_path: Path)
             assert "the replay queue died" not in (tmp_path / "log").read_text(errors="replace")
     finally:
         cluster.shutdown()
+
+
+def test_the_learners_node_is_lost_and_another_one_joins(small_policy: Path, tmp_path: Path) -> None:
+    """Its node alone has room for the rank; on the next one the learner goes on from the checkpoint."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=3)
+    settings = ("rollout.actors=1", "deepspeed.ranks=1", "deepspeed.cpus_per_rank=2", "checkpoint.every=1")
+    try:
+        with running(tmp_path, small_policy, *settings, address=cluster.address) as run:
+            wait_for(run, lambda state: state.up == 1)
+            wait_for_updates(run, 2)
+            before = len(updates(run))
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=3)
+            until = time.monotonic() + LIMIT_S
+            while "the learner is up again" not in (log := (tmp_path / "log").read_text(errors="replace")):
+                assert time.monotonic() < until, log[-3000:]
+                time.sleep(0.2)
+            wait_for_updates(run, 3)
+            lines = [line["update"] for line in updates(run)]
+            assert lines == list(range(1, len(lines) + 1))
+            assert len(lines) > before
+            assert not failed(run)
+    finally:
+        cluster.shutdown()
