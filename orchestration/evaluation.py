@@ -210,18 +210,19 @@ def gain_interval(before: Mapping[int, float], after: Mapping[int, float]) -> tu
 
     before, after: share of solved samples by episode; those that are in both count.
     """
-    gains = np.array([after[episode] - before[episode] for episode in before if episode in after])
-    half = 1.96 * float(gains.std(ddof=1)) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
-    return float(gains.mean() - half), float(gains.mean() + half)
+    return _interval([after[episode] - before[episode] for episode in before if episode in after])
 
 
 def success_interval(by_episode: Mapping[int, float]) -> tuple[float | None, float | None]:
     """95 % interval of the mean over episodes, mean +- 1.96 standard errors; of a single episode it is not known."""
-    shares = np.array(list(by_episode.values()))
-    if len(shares) < 2:
-        return None, None
-    half = 1.96 * float(shares.std(ddof=1)) / np.sqrt(len(shares))
-    return float(shares.mean() - half), float(shares.mean() + half)
+    return _interval(list(by_episode.values())) if len(by_episode) > 1 else (None, None)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean +- 1.96 standard errors; NaN for a single value."""
+    numbers = np.array(values)
+    half = 1.96 * float(numbers.std(ddof=1)) / np.sqrt(len(numbers)) if len(numbers) > 1 else float("nan")
+    return float(numbers.mean() - half), float(numbers.mean() + half)
 
 
 def doublings(most: int) -> list[int]:

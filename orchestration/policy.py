@@ -50,9 +50,8 @@ def ensure_policy(config: RunConfig, say: Callable[[str], None]) -> Path:
         if folder.is_dir() and not _has_chat_template(folder):
             raise PolicyError(f"model.path: the tokenizer in {folder} has no chat template")
         return folder
-    cache = Path(config.model.warmup.cache).expanduser()
-    folder = cache / f"policy-{_key(config)}"
-    cache.mkdir(parents=True, exist_ok=True)
+    folder = _small_policy(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             _warm_up(config, folder, say)
@@ -63,7 +62,7 @@ def present_policy(config: RunConfig) -> Path:
     """As `ensure_policy`, of what is there already. Raises PolicyError where the small policy was not made here."""
     if config.model.path is not None:
         return _model_folder("model.path", config.model.path)
-    folder = Path(config.model.warmup.cache).expanduser() / f"policy-{_key(config)}"
+    folder = _small_policy(config)
     if not folder.is_dir():
         raise PolicyError(f"model.warmup.cache: {folder} is not there: the small policy was made elsewhere or removed")
     return folder
@@ -77,6 +76,11 @@ def policy_digest(policy: Path) -> str:
     for file in sorted(path for path in policy.iterdir() if path.suffix in LOADED):
         digest.update(file.name.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0" + _contents(file))
     return f"sha256:{digest.hexdigest()}"
+
+
+def _small_policy(config: RunConfig) -> Path:
+    """Where the small policy of these settings is kept, made or not."""
+    return Path(config.model.warmup.cache).expanduser() / f"policy-{_key(config)}"
 
 
 def _model_folder(key: str, path: str) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.receipt import is_branch
 from configs.files import read_file
 from configs.load import ConfigError, load_config
 from configs.schema import RunConfig
@@ -115,8 +116,8 @@ class Rollouts:
                 group = self.read(name)
             except SampleError:
                 continue
-            if size(group) <= most_bytes:
-                most_bytes -= size(group)
+            if (taken := size(group)) <= most_bytes:
+                most_bytes -= taken
                 yield group
 
     def _loaded(self) -> PreTrainedTokenizerBase:
@@ -212,8 +213,7 @@ def _kind_of(trajectory: Trajectory, group: Group) -> str:
         return "sketches"
     if trajectory.parent is None:
         return "solution"
-    at_pivot = any((p.parent, p.pivot) == (trajectory.parent, trajectory.pivot) for p in group.pivots)
-    return "branch" if at_pivot else "continuation"
+    return "branch" if is_branch(trajectory, group) else "continuation"
 
 
 def _update_of(name: str) -> int:
