@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics, metrics_table
-from orchestration.ray_gauges import EXPORTED, HELD_OUT
+from orchestration.metrics_table import EXPORTED, Metric, gauges
 
 UID, TITLE = "sesa-on-ray", "SESA on Ray"
 _COLUMNS, _WIDTH, _HEIGHT = 24, 8, 8
@@ -133,7 +132,7 @@ def queried(panel: Panel) -> list[str]:
 
 def _panels() -> Iterator[dict[str, Any]]:
     """Rows of three, each under its heading."""
-    y, number = 0, 0
+    y, number, table = 0, 0, gauges()
     for row in ROWS:
         number += 1
         yield {
@@ -144,15 +143,15 @@ def _panels() -> Iterator[dict[str, Any]]:
         for i, panel in enumerate(row.panels):
             number += 1
             x = (i * _WIDTH) % _COLUMNS
-            yield _panel(panel, number, {"x": x, "y": y, "w": _WIDTH, "h": _HEIGHT})
+            yield _panel(
+                panel, [table[name] for name in panel.names], number, {"x": x, "y": y, "w": _WIDTH, "h": _HEIGHT}
+            )
             if x + _WIDTH == _COLUMNS or i + 1 == len(row.panels):
                 y += _HEIGHT
 
 
-def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
-    table = {metric.name: metric for metric in metrics_table(UpdateMetrics)}
-    table |= {HELD_OUT + metric.name: metric for metric in metrics_table(HeldOutMetrics)}
-    about = [table[name] for name in panel.names]
+def _panel(panel: Panel, about: Sequence[Metric], number: int, place: dict[str, int]) -> dict[str, Any]:
+    """about: the metrics it shows."""
     units = {_UNITS.get(metric.unit, "short") for metric in about}
     words = [
         f"**{name}** [{m.unit}]: {m.meaning} Healthy: {m.healthy}." for name, m in zip(panel.names, about, strict=True)

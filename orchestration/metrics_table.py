@@ -8,6 +8,9 @@ from typing import Annotated, ClassVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter
 
+PREFIX, HELD_OUT = "sesa_", "held_out_"
+EXPORTED = f"ray_{PREFIX}"  # the name of a gauge in Prometheus begins with it
+
 
 @dataclass(frozen=True, slots=True)
 class About:
@@ -220,6 +223,12 @@ def metrics_table(kind: type[UpdateMetrics] | type[HeldOutMetrics]) -> tuple[Met
         meaning = " ".join(said["description"].split())
         metrics.append(Metric(name, about.unit, meaning, about.healthy, "anyOf" in said))
     return tuple(metrics)
+
+
+def gauges() -> dict[str, Metric]:
+    """All metrics by the names of their gauges, without PREFIX: those of an evaluation begin with HELD_OUT."""
+    held_out = {HELD_OUT + metric.name: metric for metric in metrics_table(HeldOutMetrics)}
+    return {metric.name: metric for metric in metrics_table(UpdateMetrics)} | held_out
 
 
 def scalars(line: UpdateMetrics | HeldOutMetrics) -> dict[str, float]:

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from orchestration.metrics_table import HeldOutMetrics, UpdateMetrics, metrics_table, scalars
-
-PREFIX, HELD_OUT = "sesa_", "held_out_"
-EXPORTED = f"ray_{PREFIX}"  # the name Prometheus sees begins with it
+from orchestration.metrics_table import HELD_OUT, PREFIX, HeldOutMetrics, UpdateMetrics, gauges, scalars
 
 
 class RayGauges:
@@ -20,12 +17,7 @@ class RayGauges:
     def __init__(self, tags: Mapping[str, str]) -> None:
         self._tags = dict(tags)
         self._gauges: dict[str, Gauge] = {}
-        tables = {"": metrics_table(UpdateMetrics), HELD_OUT: metrics_table(HeldOutMetrics)}
-        self._words = {
-            prefix + metric.name: f"{metric.meaning} [{metric.unit}]"
-            for prefix, table in tables.items()
-            for metric in table
-        }
+        self._words = {name: f"{metric.meaning} [{metric.unit}]" for name, metric in gauges().items()}
 
     def update(self, line: UpdateMetrics) -> None:
         self._set("", scalars(line))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
 from configs.schema import RunConfig
@@ -15,7 +15,7 @@ from orchestration.tracker_thread import Tracker, TrackerThread
 class Trackers:
     """All trackers of a run. Watching never ends a run: one that fails is said once, by name, and left out."""
 
-    def __init__(self, trackers: Iterator[Tracker] | Sequence[Tracker], say: Callable[[str], None]) -> None:
+    def __init__(self, trackers: Iterable[Tracker], say: Callable[[str], None]) -> None:
         self._say = say
         self._trackers = list(trackers)
 

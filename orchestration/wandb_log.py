@@ -19,11 +19,11 @@ class WandbLog:
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         import wandb
 
-        name = folder.path / "wandb_id.txt"
-        if not name.exists():
-            replace_durably(name, secrets.token_hex(8).encode())
+        kept = folder.path / "wandb_id.txt"
+        if not kept.exists():
+            replace_durably(kept, secrets.token_hex(8).encode())
         self._run = wandb.init(
-            project=config.observe.wandb, name=folder.path.name, id=name.read_text(), resume="allow",
+            project=config.observe.wandb, name=folder.path.name, id=kept.read_text(), resume="allow",
             dir=str(folder.path), config=config.model_dump(mode="json"),
         )  # fmt: skip
         # Not W&B's own steps, which may only rise: a run that goes on from a checkpoint does some updates again.
