@@ -145,7 +145,9 @@ def write_targets(data: Path) -> None:
         with suppress(OSError, ValueError):  # it may be gone, or half written
             if not path.parent.is_symlink() and time.time() - path.stat().st_mtime < STALE_S:
                 found += json.loads(path.read_text())
-    replace_durably(data / "targets.json", json.dumps(found).encode())
+    targets, text = data / "targets.json", json.dumps(found).encode()
+    if not targets.exists() or targets.read_bytes() != text:  # it is looked at twice a second
+        replace_durably(targets, text)
 
 
 def _write_config(data: Path) -> None:

@@ -16,6 +16,7 @@ from orchestration.page import page
 from orchestration.report_curves import STYLE as CURVES_STYLE
 from orchestration.report_curves import curves
 from orchestration.rollouts import Rollouts, RolloutsError
+from orchestration.surroundings import Surroundings
 from orchestration.surroundings import read as read_surroundings
 
 _MOST_ROLLOUT_BYTES = 2_000_000  # of the groups that are in the page
@@ -123,25 +124,23 @@ def _tickets(summary: dict[str, Any]) -> str:
     return _table(rows) + f'<div class="dim">{balanced}</div>'
 
 
-def _surroundings(starts: Sequence[dict[str, Any]]) -> str:
+def _surroundings(starts: Sequence[Surroundings]) -> str:
     """Of the last start; how many there were."""
     if not starts:
         return '<div class="card dim">Not noted.</div>'
     last = starts[-1]
-    packages = last.get("packages", {})
     machines = [
-        f"{_number(m['cpus'])} CPUs, {_number(m['memory_gib'])} GiB"
-        + (f", {_number(m['gpus'])} GPUs {m['gpu']}" if m["gpus"] else "")
-        for m in last.get("machines", [])
+        f"{_number(m.cpus)} CPUs, {_number(m.memory_gib)} GiB" + (f", {_number(m.gpus)} GPUs {m.gpu}" if m.gpus else "")
+        for m in last.machines
     ]
     rows = [
-        ("", str(last.get("began", ""))),
+        ("", last.began),
         ("started", f"{len(starts)} times" if len(starts) > 1 else "once"),
-        ("this program", str(last.get("commit")) or "–"),
-        ("Python, system", f"{last.get('python')}, {last.get('system')}"),
-        ("processor of the driver", str(last.get("processor"))),
+        ("this program", last.commit or "–"),
+        ("Python, system", f"{last.python}, {last.system}"),
+        ("processor of the driver", last.processor),
         *(("machine", machine) for machine in machines),
-        *((name, str(packages[name])) for name in packages),
+        *last.packages.items(),
     ]
     return _table(rows)
 

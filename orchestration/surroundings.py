@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from configs.files import read_file
 from learner.durable import replace_durably
@@ -44,6 +45,9 @@ class Surroundings:
     machines: list[Machine]
 
 
+_ENTRIES = TypeAdapter(list[Surroundings])
+
+
 def look_around(nodes: Sequence[Mapping[str, Any]]) -> Surroundings:
     """nodes: as `ray.nodes()` tells them; those that have left are not counted."""
     return Surroundings(
@@ -55,17 +59,16 @@ def look_around(nodes: Sequence[Mapping[str, Any]]) -> Surroundings:
 
 def note(path: Path, surroundings: Surroundings) -> None:
     """Add an entry to the file; of a file that is none it is the first."""
-    entries = [*read(path), asdict(surroundings)][-_MOST_ENTRIES:]
-    replace_durably(path, (json.dumps(entries, indent=1) + "\n").encode())
+    entries = [*read(path), surroundings][-_MOST_ENTRIES:]
+    replace_durably(path, _ENTRIES.dump_json(entries, indent=1) + b"\n")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The entries, oldest first; none where there is no such file."""
+def read(path: Path) -> list[Surroundings]:
+    """The entries, oldest first; none where there is no such file, or another one."""
     try:
-        entries = json.loads(read_file(path, _MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return _ENTRIES.validate_json(read_file(path, _MOST_BYTES))
+    except (OSError, ValidationError):
         return []
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _machine(resources: Mapping[str, float]) -> Machine:

@@ -45,10 +45,10 @@ def test_each_start_is_an_entry(tmp_path: Path) -> None:
     assert read(path) == []
     for nodes in (NODES, NODES[:1]):
         note(path, look_around(nodes))
-    assert [len(entry["machines"]) for entry in read(path)] == [2, 1]
+    assert [len(entry.machines) for entry in read(path)] == [2, 1]
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "{}", "3", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "nonsense", "{}", "3", "[" * 100_000, '[{"machines": [{"cpus": 1}]}]'])
 def test_a_file_that_is_none_is_written_anew(tmp_path: Path, text: str) -> None:
     path = tmp_path / "surroundings.json"
     path.write_text(text)
