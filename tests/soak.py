@@ -1,7 +1,8 @@
 """Entry point: `make soak` (`python -m tests.soak [--hours 2]`): does anything grow in a run that goes on for long?
 
-Memory of each kind of process, open files, the run folder's files and the object store's objects, read every few
-seconds. The slope is a straight line's over the last three quarters, when caches are full.
+Memory and open files of each kind of process, and the files of the run's and of Ray's folder, read every few seconds.
+`ray` is all of Ray's own processes; the object store's shared memory is counted there, as far as it was ever touched.
+The slope is a straight line's over the last three quarters, when caches are full.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,8 +29,8 @@ from tests.chaos.harness import end_with_children
 # What a process's command line holds; Ray writes the name of the class into it.
 KINDS = {"ray::RolloutActor": "actors", "ray::LearnerRank": "learner", "ray::ReplayQueue": "queue",
          "envs.worker": "environments"}  # fmt: skip
-NAMES = ("driver", *KINDS.values())
-EVERY_S = 10.0
+NAMES = ("driver", *KINDS.values(), "ray")
+EVERY_S = 30.0
 CHECKPOINTS = 2
 # A growth nobody would call one: less than this share of the level in an hour.
 FLAT_SHARE_AN_HOUR = 0.02
@@ -81,21 +83,24 @@ def watch(root: Path, seconds: float, overrides: list[str]) -> list[dict[str, An
 
 
 def reading(driver: int, run: Path, at_s: float) -> dict[str, Any]:
-    """Memory (MiB) and open files by kind of process, files and bytes of the run's folder, updates done."""
+    """Memory (MiB) and open files by kind of process, the run's and Ray's folder, updates done."""
     memory, files = defaultdict[str, float](float), defaultdict[str, int](int)
+    session: Path | None = None
     parent = psutil.Process(driver)
     for process in [parent, *parent.children(recursive=True)]:
         with suppress(psutil.Error):
             said = " ".join(process.cmdline())
-            kind = "driver" if process.pid == driver else next((k for mark, k in KINDS.items() if mark in said), None)
-            if kind is not None:
-                memory[kind] += process.memory_info().rss / 2**20
-                files[kind] += process.num_fds()
-    there = [path for path in run.rglob("*") if path.is_file()]
+            kind = "driver" if process.pid == driver else next((k for mark, k in KINDS.items() if mark in said), "ray")
+            memory[kind] += process.memory_info().rss / 2**20
+            files[kind] += process.num_fds()
+            if log := re.search(r"/gcs_server --log_dir=(\S+)", said):
+                session = Path(log[1]).parent
+    there = _files(run)
     checkpoints = len(list((run / "checkpoints").glob("step-*")))
     return {
         "at_s": at_s, "memory_mib": dict(memory), "files": dict(files), "folder_files": len(there),
-        "folder_mib": sum(_size(path) for path in there) / 2**20, "checkpoints": checkpoints,
+        "folder_mib": _mib(there), "ray_folder_mib": _mib(_files(session)) if session else 0.0,
+        "checkpoints": checkpoints,
         "updates": len((run / "metrics.jsonl").read_bytes().splitlines()),
     }  # fmt: skip
 
@@ -110,7 +115,7 @@ def figures_of(readings: list[dict[str, Any]]) -> dict[str, Any]:
         slope = float(np.polyfit(hours, level, 1)[0])
         kinds[kind] = {
             "level_mib": float(level.mean()), "slope_mib_an_hour": slope,
-            "flat": slope < FLAT_SHARE_AN_HOUR * level.mean(),
+            "flat": bool(slope < FLAT_SHARE_AN_HOUR * level.mean()),
             "files_first": late[0]["files"].get(kind, 0), "files_last": late[-1]["files"].get(kind, 0),
         }  # fmt: skip
     return {
@@ -133,6 +138,14 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _mib(files: list[Path]) -> float:
+    return sum(_size(path) for path in files) / 2**20
 
 
 def _size(path: Path) -> int:
