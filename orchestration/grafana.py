@@ -195,7 +195,7 @@ def _runs() -> dict[str, Any]:
     """All runs that Prometheus knows in the time shown; the reader may choose some."""
     query = f"label_values({EXPORTED}update, run)"
     return {
-        "name": "run", "label": "Run", "type": "query", "query": {"query": query, "refId": "run"}, "definition": query,
+        "name": "run", "label": "Run", "type": "query", "query": {"query": query, "refId": "run"},
         "datasource": {"type": "prometheus", "uid": "${datasource}"}, "refresh": 2, "multi": True, "includeAll": True,
         "allValue": ".+", "current": {"text": "All", "value": "$__all"}, "sort": 1,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,10 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models import dashboard as grafana
+from grafana_foundation_sdk.models import prometheus, timeseries
 
 from orchestration.cluster import ROOT
 from orchestration.grafana import ROWS, UID, dashboard, queried
@@ -58,6 +63,41 @@ def test_panels_ask_for_every_gauge_and_no_other() -> None:
     assert [target["expr"] for panel in panels() for target in panel["targets"]] == [
         query for row in ROWS for panel in row.panels for query in queried(panel)
     ]
+
+
+def test_grafana_knows_every_field() -> None:
+    """Read with Grafana's own types, and written again: what they do not know would be missing."""
+    register_default_plugins()
+    read = grafana.Dashboard.from_json(dashboard())
+    assert list(lost(dashboard(), json.loads(json.dumps(read, cls=JSONEncoder)))) == []
+    drawn = [panel for panel in read.panels or [] if isinstance(panel, grafana.Panel)]
+    assert len(drawn) == len(panels())
+    for panel in drawn:
+        assert isinstance(panel.options, timeseries.Options)
+        assert panel.targets
+        assert all(isinstance(target, prometheus.Dataquery) and target.ref_id for target in panel.targets)
+
+
+def test_a_field_that_grafana_does_not_know_is_found() -> None:
+    register_default_plugins()
+    wrong = dashboard() | {"autoRefresh": "10s"}
+    wrong["panels"][1]["fieldConfig"]["defaults"]["colour"] = "red"
+    read = grafana.Dashboard.from_json(wrong)
+    assert list(lost(wrong, json.loads(json.dumps(read, cls=JSONEncoder)))) == [
+        "/panels/1/fieldConfig/defaults/colour", "/autoRefresh",
+    ]  # fmt: skip
+
+
+def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """Where `after` lacks what `before` has, or has something else."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            yield from lost(value, after.get(key), f"{path}/{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for i, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from lost(one, other, f"{path}/{i}")
+    elif before != after:
+        yield path
 
 
 def test_queries_are_of_the_runs_that_are_chosen() -> None:
