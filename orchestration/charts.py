@@ -135,6 +135,8 @@ def _centre(points: Points) -> tuple[float, float]:
 
 
 def _path(points: Points, scale: Scale, classes: str) -> str:
+    if not points:
+        return ""
     if len(points) == 1:
         (x, y) = points[0]
         return f'<circle class="{classes}" cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.5"/>'

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1c1e21; --dim: #63686f; --rule: #e3e4e6;
-  --line-0: #2563c9; --line-1: #c2571a; --line-2: #1f8a4c; --line-3: #8b3fb0; --good: #1f8a4c; --bad: #b3261e; }
+:root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1c1e21; --dim: #5c6168; --rule: #e3e4e6;
+  --line-0: #2563c9; --line-1: #b84f14; --line-2: #1a7d43; --line-3: #8b3fb0; --good: #1a7d43; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f24; --text: #e7e8ea; --dim: #9aa0a8;
   --rule: #31353c; --line-0: #74a7ff; --line-1: #f0a06a; --line-2: #5bc98a; --line-3: #cf93ea; --good: #5bc98a;
   --bad: #ff8a80; } }

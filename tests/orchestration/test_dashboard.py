@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from orchestration.cluster import ROOT
+from tests.browser import in_a_browser
 from tests.orchestration.test_job_submit import free_port
-from tests.orchestration.test_view import in_a_browser, rendered
+from tests.orchestration.test_view import rendered
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400), in_a_browser]
 

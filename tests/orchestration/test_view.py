@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import socket
 import subprocess
 import threading
@@ -20,12 +19,10 @@ from orchestration import rollouts_page, view
 from orchestration.exits import BAD_INPUT, FAILED
 from orchestration.page import page
 from orchestration.rollouts import Rollouts
+from tests.browser import CHROMIUM, in_a_browser
 from tests.orchestration.test_rollouts import EVIL, group, run
 
 __all__ = ["run"]  # a fixture
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt install chromium)")
 
 
 @pytest.fixture
