@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from configs.base import Settings
 from configs.environments import EnvSettings, FrozenLakeSettings, MathSettings
+from configs.nodes import NodeLabels, NodeResources
 from configs.objectives import GrpoSettings
 from configs.samplers import ParallelSettings, SamplerSettings
 
@@ -106,6 +107,10 @@ class RolloutSettings(Settings):
     cpus_per_actor: float = Field(1.0, ge=0, description="logical CPUs an actor asks Ray for")
     gpus_per_actor: float = Field(0.0, ge=0, description="for each of the engine's tensor-parallel parts")
     tensor_parallel: PositiveInt = Field(1, description="GPUs that one engine is spread over")
+    node_resources: NodeResources = Field({}, description="custom resources of Ray an actor asks for, name to amount")
+    node_labels: NodeLabels = Field(
+        {}, description="labels of the nodes actors may be on: `value`, `!value`, `in(a, b)`"
+    )
     prompts_in_flight: PositiveInt = Field(8, description="tickets one actor works on at once")
     temperature: PositiveFloat = Field(1.0, description="of sampling, while training and judging")
     tokens_per_turn: PositiveInt = Field(48, description="most tokens of one answer")
@@ -161,6 +166,8 @@ class DeepspeedSettings(Settings):
     ranks: PositiveInt = Field(2, description="ZeRO-3 learner ranks, one Ray actor each")
     cpus_per_rank: float = Field(1.0, ge=0, description="logical CPUs a rank asks Ray for")
     gpus_per_rank: float = Field(0.0, ge=0, description="GPUs a rank asks Ray for")
+    node_resources: NodeResources = Field({}, description="custom resources of Ray a rank asks for, name to amount")
+    node_labels: NodeLabels = Field({}, description="labels of the nodes ranks may be on, as for actors")
     tokens_per_micro_batch: PositiveInt = Field(8192, description="tokens of one forward on one rank")
     gradient_checkpointing: bool = Field(
         False, description="compute activations anew in the backward pass instead of keeping them"
@@ -227,6 +234,9 @@ class ClusterSettings(Settings):
     object_store_mib: int = Field(300, ge=80, description="shared memory of a Ray of our own")
     placement_timeout_s: PositiveFloat = Field(
         30.0, description="wait for the cluster, and for room on it, before saying what is missing"
+    )
+    grows: bool = Field(
+        False, description="an autoscaler adds nodes: room that lacks is asked for and waited for, not refused at once"
     )
 
 

@@ -6,16 +6,19 @@ without the others'. The learner's ranks share one.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from configs.schema import RunConfig
+from orchestration.placement import Node, Role, lacking
 
 # A part of the room is held so long at most while the rest is waited for: two runs that each hold what the other one
 # lacks would wait for ever.
@@ -29,21 +32,6 @@ class ClusterError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
-    """A kind of process: how many, and what each needs. together: they have one placement group."""
-
-    name: str
-    count: int
-    cpus: float
-    gpus: float
-    together: bool = False
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v > 0}
-
-
-@dataclass(frozen=True, slots=True)
 class Room:
     """Where one process is placed: a bundle of a placement group."""
 
@@ -54,7 +42,10 @@ class Room:
 def roles(config: RunConfig) -> list[Role]:
     """The processes of a run that need room on the cluster. Driver and queue ride along on the head."""
     ranks = config.deepspeed
-    learner = Role("learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank, together=True)
+    learner = Role(
+        "learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank, together=True,
+        resources=ranks.node_resources, labels=ranks.node_labels,
+    )  # fmt: skip
     return [learner, actor_role(config)]
 
 
@@ -62,7 +53,10 @@ def actor_role(config: RunConfig) -> Role:
     """The processes that sample."""
     rollout = config.rollout
     gpus = rollout.gpus_per_actor * rollout.tensor_parallel
-    return Role("rollout actor", rollout.actors, rollout.cpus_per_actor, gpus)
+    return Role(
+        "rollout actor", rollout.actors, rollout.cpus_per_actor, gpus,
+        resources=rollout.node_resources, labels=rollout.node_labels,
+    )  # fmt: skip
 
 
 def address_of(config: RunConfig) -> str | None:
@@ -73,26 +67,21 @@ def address_of(config: RunConfig) -> str | None:
 def placement_plan(config: RunConfig, needed: Sequence[Role] | None = None) -> list[str]:
     """The plan in words, one line a role and one for the sum. needed: the roles, by default those of a run."""
     needed = roles(config) if needed is None else needed
-    lines = [f"{r.count} x {r.name}: {r.cpus:g} CPU, {r.gpus:g} GPU each" for r in needed]
+    lines = [f"{r.count} x {r.name}: {_each(r)}" for r in needed]
     total = {k: sum(r.count * r.bundle.get(k, 0.0) for r in needed) for k in ("CPU", "GPU")}
     address = address_of(config)
     where = f"the cluster at {address}" if address else f"this machine ({config.cluster.local_cpus} logical CPUs)"
     return [*lines, f"in all: {total['CPU']:g} CPU, {total['GPU']:g} GPU on {where}"]
 
 
-def missing_resources(needed: Sequence[Role], nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """What the nodes lack, one phrase each: sums over the cluster first, then single processes larger than any node."""
-    phrases = []
-    for kind in ("CPU", "GPU"):
-        wanted = sum(r.count * r.bundle.get(kind, 0.0) for r in needed)
-        there = sum(n.get(kind, 0.0) for n in nodes)
-        if wanted > there:
-            parts = " + ".join(f"{r.count} {r.name} x {r.bundle[kind]:g}" for r in needed if kind in r.bundle)
-            phrases.append(f"{wanted:g} {kind} needed ({parts}), {there:g} there")
-    for role in needed:
-        if not any(all(n.get(k, 0.0) >= v for k, v in role.bundle.items()) for n in nodes):
-            phrases.append(f"no single node has {role.bundle} for a {role.name}")
-    return phrases
+def cluster_nodes() -> list[Node]:
+    """Of the Ray that was joined, by address."""
+    free = available_resources_per_node()
+    return [
+        Node(n["NodeManagerAddress"], n["Resources"], free.get(n["NodeID"], {}), n["Labels"])
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
 
 
 def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> list[list[Room]]:
@@ -101,34 +90,55 @@ def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> list[lis
     needed: the roles, by default those of a run. Returns the rooms of each role.
     """
     needed = roles(config) if needed is None else needed
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    lacking = missing_resources(needed, nodes)
-    if lacking:
-        raise ClusterError(f"the cluster cannot place this run: {'; '.join(lacking)}: {_advice(config)}")
+    before = cluster_nodes()
+    if (missing := lacking(needed, before)) and not config.cluster.grows:
+        raise ClusterError(f"the cluster cannot place this run: {'; '.join(missing)}: {_advice(config)}")
     until = time.monotonic() + config.cluster.placement_timeout_s
+    # What is given back is no longer asked for, and an autoscaler that has begun to start a node would think again.
+    hold_s = math.inf if config.cluster.grows else HOLD_S
     while True:
         free = {k: round(v, 2) for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         rooms = [_asked_for(role, config.run.name) for role in needed]
         groups = [room.group for of_role in rooms for room in of_role]
-        if _all_placed(groups, until):
+        if _all_placed(groups, until, hold_s):
             return rooms
         for of_role in rooms:
             give_back(of_role)
         if time.monotonic() >= until:
             break
         time.sleep(min(random.uniform(*AGAIN_S), max(0.0, until - time.monotonic())))
+    after = cluster_nodes()
+    limit = f"within {config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s){_changes(before, after)}"
+    if missing := lacking(needed, after):
+        raise ClusterError(f"the cluster is too small for this run {limit}: {'; '.join(missing)}: {_advice(config)}")
     raise ClusterError(
-        f"no room within {config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s): "
-        f"{'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: {_advice(config)}"
+        f"no room {limit}: {'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: "
+        f"{_advice(config)}"
     )
 
 
-def reserve_one(role: Role) -> Room | None:
-    """Room for one more process of this kind; None where no node has it now."""
-    free = ray.available_resources()  # of the whole cluster: the placement group waits for a single node to have it
-    if any(free.get(kind, 0.0) < amount for kind, amount in role.bundle.items()):
+class NewRooms:
+    """Rooms for more processes of a kind while a run goes on. grows: what lacks is asked for, for an autoscaler."""
+
+    def __init__(self, role: Role, *, grows: bool = False) -> None:
+        self._role, self._grows = role, grows
+        self._asked: Room | None = None
+
+    def next(self) -> Room | None:
+        """Room for one more; None where the cluster has none now."""
+        if self._asked is not None:
+            found = self._asked if is_placed(self._asked) else None
+            self._asked = None if found else self._asked
+            return found
+        free = ray.available_resources()  # of the whole cluster: the placement group waits for a single node to have it
+        lacks = any(free.get(kind, 0.0) < amount for kind, amount in self._role.bundle.items())
+        if lacks and not self._grows:
+            return None
+        asked = Room(_group(self._role, 1))
+        if not lacks:
+            return asked
+        self._asked = asked
         return None
-    return Room(placement_group([_bundle(role)], strategy="PACK"))
 
 
 def give_back(rooms: Iterable[Room]) -> None:
@@ -153,30 +163,54 @@ def _state(group: PlacementGroup) -> str:
 
 def _asked_for(role: Role, run: str | None) -> list[Room]:
     """Rooms that the cluster has still to place."""
-    name, bundle = f"sesa-{run or 'run'} {role.name}", _bundle(role)
+    name = f"sesa-{run or 'run'} {role.name}"
     if role.together:
-        group = placement_group([bundle] * role.count, strategy="PACK", name=name)
+        group = _group(role, role.count, name)
         return [Room(group, i) for i in range(role.count)]
-    return [Room(placement_group([bundle], strategy="PACK", name=f"{name} {i}")) for i in range(role.count)]
+    return [Room(_group(role, 1, f"{name} {i}")) for i in range(role.count)]
+
+
+def _group(role: Role, count: int, name: str = "") -> PlacementGroup:
+    labels = [dict(role.labels)] * count if role.labels else None
+    try:
+        return placement_group([_bundle(role)] * count, strategy="PACK", name=name, bundle_label_selector=labels)
+    except ValueError as error:
+        raise ClusterError(f"Ray takes no such room for a {role.name}: {error}") from error
 
 
 def _bundle(role: Role) -> dict[str, float]:
     return role.bundle or {"CPU": 0.001}
 
 
-def _all_placed(groups: Sequence[PlacementGroup], until: float) -> bool:
-    """Wait for all. False at `until` (`time.monotonic()`), or when only some of them have been placed for HOLD_S."""
+def _all_placed(groups: Sequence[PlacementGroup], until: float, hold_s: float) -> bool:
+    """Wait for all. False at `until` (`time.monotonic()`), or when only some of them have been placed for hold_s."""
     held_since: float | None = None
     while True:
         placed, now = [_state(group) == "CREATED" for group in groups], time.monotonic()
         if all(placed):
             return True
         held_since = (held_since or now) if any(placed) else None
-        if now >= until or (held_since is not None and now - held_since > HOLD_S):
+        if now >= until or (held_since is not None and now - held_since > hold_s):
             return False
         time.sleep(LOOK_S)
 
 
+def _each(role: Role) -> str:
+    beyond = [f"{amount:g} {kind}" for kind, amount in role.resources.items()]
+    labels = f" on a node with {dict(role.labels)}" if role.labels else ""
+    return ", ".join([f"{role.cpus:g} CPU", f"{role.gpus:g} GPU", *beyond]) + " each" + labels
+
+
+def _changes(before: Sequence[Node], after: Sequence[Node]) -> str:
+    """What became of the cluster meanwhile."""
+    names, now = {node.name for node in before}, {node.name for node in after}
+    words = [(len(now - names), "joined"), (len(names - now), "left")]
+    said = " and ".join(f"{count} node{'s' if count > 1 else ''} {what}" for count, what in words if count)
+    return f", in which {said}" if said else ""
+
+
 def _advice(config: RunConfig) -> str:
     grow = "raise cluster.local_cpus" if address_of(config) is None else "add nodes"
+    if address_of(config) is not None and not config.cluster.grows:
+        grow += " (cluster.grows=true where an autoscaler does)"
     return f"lower rollout.actors or deepspeed.ranks, or {grow}"

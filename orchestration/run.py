@@ -75,10 +75,15 @@ def _check_observers(config: RunConfig) -> None:
 
 
 def _dry_run(config: RunConfig) -> int:
-    from orchestration.room import placement_plan
+    from orchestration.dry_run import placement_lines
+    from orchestration.room import ClusterError
 
     print(to_yaml(config))
-    print("\n".join(f"# {line}" for line in placement_plan(config)))
+    try:
+        lines = placement_lines(config)
+    except ClusterError as error:
+        return fail(error, BAD_INPUT)
+    print("\n".join(f"# {line}" for line in lines))
     return 0
 
 

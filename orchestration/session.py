@@ -122,6 +122,7 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
     queue = f"replay queue ({os.getpid()})"
     replay = cluster.spawn_beside_driver(ReplayQueue, queue, config.queue)
     lives = itertools.count()
+    new_rooms = room.NewRooms(actor_role, grows=config.cluster.grows)
 
     def new_ranks() -> list[ActorHandle]:
         return cluster.spawn(
@@ -130,7 +131,7 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
         )  # fmt: skip
 
     def new_actor(number: int) -> tuple[ActorHandle, Room] | None:
-        found = room.reserve_one(actor_role)
+        found = new_rooms.next()
         if found is None:
             return None
         [handle] = cluster.spawn(

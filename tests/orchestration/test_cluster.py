@@ -16,10 +16,10 @@ from configs.schema import RunConfig
 from configs.shown import is_secret_name
 from orchestration import cluster
 from orchestration.cluster import cause_of, connect, engine_env, learner_env
-from orchestration.room import ClusterError, Role, missing_resources, placement_plan, roles
+from orchestration.placement import Role
+from orchestration.room import ClusterError, placement_plan, roles
 
 LEARNERS, ACTORS = Role("learner rank", 2, 1.0, 0.0, together=True), Role("rollout actor", 3, 0.5, 0.0)
-GPU_ACTORS = Role("rollout actor", 4, 1.0, 2.0)
 
 
 def configured(**groups: Any) -> RunConfig:
@@ -61,43 +61,8 @@ def test_the_plan_in_words() -> None:
         "4 x rollout actor: 3 CPU, 2 GPU each",
         "in all: 20 CPU, 16 GPU on the cluster at ray://head:10001",
     ]
-
-
-@pytest.mark.parametrize(
-    ("needed", "nodes", "expected"),
-    [
-        ([LEARNERS, ACTORS], [{"CPU": 3.5}], []),
-        ([LEARNERS, ACTORS], [{"CPU": 2.0}, {"CPU": 1.5, "memory": 9.0}], []),
-        (
-            [LEARNERS, ACTORS],
-            [{"CPU": 2.0}, {"CPU": 1.0}],
-            ["3.5 CPU needed (2 learner rank x 1 + 3 rollout actor x 0.5), 3 there"],
-        ),
-        (
-            [LEARNERS, GPU_ACTORS],
-            [{"CPU": 8.0}],
-            [
-                "8 GPU needed (4 rollout actor x 2), 0 there",
-                "no single node has {'CPU': 1.0, 'GPU': 2.0} for a rollout actor",
-            ],
-        ),
-        (
-            # enough in all, but an actor's two GPUs must be on one node
-            [LEARNERS, GPU_ACTORS],
-            [{"CPU": 8.0, "GPU": 1.0}] * 8,
-            ["no single node has {'CPU': 1.0, 'GPU': 2.0} for a rollout actor"],
-        ),
-        ([Role("x", 2, 0.0, 0.0)], [{"CPU": 1.0}], []),
-        (
-            [LEARNERS],
-            [],
-            ["2 CPU needed (2 learner rank x 1), 0 there", "no single node has {'CPU': 1.0} for a learner rank"],
-        ),
-    ],
-    ids=["fits", "fits on two", "too few", "no gpus", "scattered", "nothing needed", "no nodes"],
-)
-def test_what_lacks_in_words(needed: list[Role], nodes: list[dict[str, float]], expected: list[str]) -> None:
-    assert missing_resources(needed, nodes) == expected
+    asked = configured(rollout={"actors": 1, "node_labels": {"zone": "a"}, "node_resources": {"fast": 2}})
+    assert placement_plan(asked)[1] == "1 x rollout actor: 1 CPU, 0 GPU, 2 fast each on a node with {'zone': 'a'}"
 
 
 def test_an_address_that_nothing_answers_at_is_named_in_one_line() -> None:

@@ -9,7 +9,8 @@ import ray
 
 from configs.schema import RunConfig
 from orchestration import room
-from orchestration.room import ClusterError, Role, Room, give_back, is_lost, is_placed, reserve, reserve_one
+from orchestration.placement import Node, Role
+from orchestration.room import ClusterError, NewRooms, Room, give_back, is_lost, is_placed, reserve
 
 CONFIG = RunConfig.model_validate(
     {"rollout": {"actors": 2}, "deepspeed": {"ranks": 2}, "cluster": {"placement_timeout_s": 30.0}}
@@ -17,8 +18,8 @@ CONFIG = RunConfig.model_validate(
 
 
 class Group:
-    def __init__(self, bundles: list[dict[str, float]], strategy: str, name: str = "") -> None:
-        self.id, self.bundles, self.name, self.state = object(), bundles, name, "PENDING"
+    def __init__(self, bundles: list[dict[str, float]], name: str, labels: list[dict[str, str]] | None) -> None:
+        self.id, self.bundles, self.name, self.labels, self.state = object(), bundles, name, labels, "PENDING"
 
 
 class Cluster:
@@ -26,6 +27,7 @@ class Cluster:
 
     def __init__(self, free: float, others_end_at: float | None = None) -> None:
         self.now, self.free, self.others_end_at = 0.0, free, others_end_at
+        self.nodes = [Node("a", {"CPU": 8.0}, {})]
         self.groups: list[Group] = []
         self.asked, self.longest_held = 0, 0.0
         self._held_since: float | None = None
@@ -33,9 +35,12 @@ class Cluster:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def ask(self, bundles: list[dict[str, float]], strategy: str, name: str = "") -> Group:
+    def ask(
+        self, bundles: list[dict[str, float]], strategy: str, name: str, bundle_label_selector: Any = None
+    ) -> Group:
+        assert strategy == "PACK"
         self.asked += 1
-        self.groups.append(Group(bundles, strategy, name))
+        self.groups.append(Group(bundles, name, bundle_label_selector))
         return self.groups[-1]
 
     def table(self, group: Group) -> dict[str, str]:
@@ -64,7 +69,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Cluster:
     monkeypatch.setattr(room, "placement_group_table", cluster.table)
     monkeypatch.setattr(room, "remove_placement_group", cluster.remove)
     monkeypatch.setattr(room, "time", cluster_clock(cluster))
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    monkeypatch.setattr(room, "cluster_nodes", lambda: cluster.nodes)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": cluster.free})
     return cluster
 
@@ -116,10 +121,12 @@ def test_too_little_room_is_said_in_time_and_nothing_is_kept(free: float, monkey
 
 def test_room_for_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = scripted(monkeypatch, Cluster(free=1))
-    found = reserve_one(Role("rollout actor", 2, 1.0, 0.0))
+    rooms = NewRooms(Role("rollout actor", 2, 1.0, 0.0))
+    found = rooms.next()
     assert found is not None
     assert is_placed(found)
-    assert reserve_one(Role("rollout actor", 2, 1.0, 0.0)) is None
+    assert rooms.next() is None
+    assert cluster.asked == 1
     assert not is_lost(found)
     cluster.groups[0].state = "RESCHEDULING"  # its node is gone
     assert is_lost(found)
@@ -133,3 +140,71 @@ def test_a_group_of_several_rooms_is_given_back_once(monkeypatch: pytest.MonkeyP
     assert cluster.groups == [actors[1].group]
     give_back(list[Room]())
     assert len(cluster.groups) == 1
+
+
+# --- clusters that grow and shrink -----------------------------------------------------------------------------------
+
+GROWS = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"grows": True, "address": "auto"})})
+
+
+def grow_at(cluster: Cluster, when: float, nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster's nodes are those from then on."""
+    cluster.others_end_at = when  # four more CPUs
+    monkeypatch.setattr(room, "cluster_nodes", lambda: nodes if cluster.now >= when else cluster.nodes)
+
+
+def test_a_cluster_that_grows_is_waited_for_and_stays_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scripted(monkeypatch, Cluster(free=1))
+    cluster.nodes = [Node("head", {"CPU": 1.0}, {})]
+    grow_at(cluster, 25.0, [*cluster.nodes, Node("new", {"CPU": 4.0}, {})], monkeypatch)
+    reserve(GROWS)
+    assert 25.0 <= cluster.now <= 30.0
+    assert cluster.asked == 3, "asked once: what is given back is no longer asked for"
+
+
+def test_one_that_does_not_grow_enough_says_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scripted(monkeypatch, Cluster(free=1))
+    cluster.nodes = [Node("head", {"CPU": 1.0}, {}), Node("other", {}, {})]
+    grow_at(cluster, 1.0, [cluster.nodes[0], Node("new", {"CPU": 2.0}, {})], monkeypatch)
+    cluster.others_end_at = None
+    with pytest.raises(ClusterError) as caught:
+        reserve(GROWS)
+    assert str(caught.value).startswith(
+        "the cluster is too small for this run within 30 s (cluster.placement_timeout_s), in which 1 node joined and "
+        "1 node left: 4 CPU needed (2 learner rank x 1 + 2 rollout actor x 1), 3 there: lower "
+    )
+    assert cluster.groups == []
+
+
+def test_one_that_does_not_grow_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scripted(monkeypatch, Cluster(free=1))
+    cluster.nodes = [Node("head", {"CPU": 1.0}, {})]
+    fixed = GROWS.model_copy(update={"cluster": GROWS.cluster.model_copy(update={"grows": False})})
+    with pytest.raises(ClusterError, match=r"cannot place this run: 4 CPU needed .*cluster\.grows=true"):
+        reserve(fixed)
+    assert (cluster.asked, cluster.now) == (0, 0.0)
+
+
+def test_where_it_grows_room_for_one_more_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scripted(monkeypatch, Cluster(free=0, others_end_at=5.0))
+    rooms = NewRooms(Role("rollout actor", 2, 1.0, 0.0), grows=True)
+    assert [rooms.next(), rooms.next()] == [None, None]
+    assert cluster.asked == 1
+    cluster.now = 6.0
+    found = rooms.next()
+    assert found is not None
+    assert is_placed(found)
+    assert rooms.next() is not None
+    assert cluster.asked == 2
+
+
+def test_labels_are_handed_to_ray_for_each_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig.model_validate({
+        "rollout": {"actors": 1, "node_labels": {"zone": "!b"}, "node_resources": {"fast": 2}},
+        "deepspeed": {"ranks": 2, "node_labels": {"zone": "in(a, b)"}},
+    })  # fmt: skip
+    cluster = scripted(monkeypatch, Cluster(free=8))
+    cluster.nodes = [Node("a", {"CPU": 8.0, "fast": 2.0}, {}, {"zone": "a"})]
+    reserve(config)
+    assert [group.labels for group in cluster.groups] == [[{"zone": "in(a, b)"}] * 2, [{"zone": "!b"}]]
+    assert [group.bundles for group in cluster.groups] == [[{"CPU": 1.0}] * 2, [{"CPU": 1.0, "fast": 2.0}]]

@@ -1,0 +1,32 @@
+"""What a run would take and where it would come, without starting any of it."""
+
+from __future__ import annotations
+
+import ray
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+from configs.schema import RunConfig
+from orchestration.cluster import connect
+from orchestration.placement import Node, place, plan_in_words
+from orchestration.room import address_of, cluster_nodes, placement_plan, roles
+
+
+def placement_lines(config: RunConfig) -> list[str]:
+    """What every role takes, then node by node who would come there. Raises ClusterError where none answers.
+
+    The nodes are those of the cluster as it is now, or this machine.
+    """
+    needed = roles(config)
+    return [*placement_plan(config, needed), *plan_in_words(place(needed, _nodes(config)))]
+
+
+def _nodes(config: RunConfig) -> list[Node]:
+    if address_of(config) is None:
+        gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+        there = {"CPU": float(config.cluster.local_cpus), "GPU": float(gpus)}
+        return [Node("this machine", there, there)]
+    connect(config)
+    try:
+        return cluster_nodes()
+    finally:
+        ray.shutdown()
