@@ -26,6 +26,7 @@ from actors.samplers.build import build_sampler
 from actors.samplers.dde import DdeSampler
 from actors.samplers.parallel import ParallelSampler
 from actors.samplers.recoverability import Recoverability
+from configs.network import speak_from
 from configs.samplers import SamplerSettings
 from configs.schema import RunConfig
 from configs.watchdog import Watchdog
@@ -40,6 +41,7 @@ class RolloutActor:
     # replay: name of the queue; a handle Ray would keep in its object store, and warn that restarts may miss it.
     # stacks: folder for what its threads were doing when the engine hung.
     def __init__(self, config: RunConfig, policy: str, index: int, replay: str = "", stacks: str = "") -> None:
+        speak_from(str(ray.util.get_node_ip_address()))
         self._config = config
         self._outbox = Outbox(ray.get_actor(replay) if replay else None, config.queue.timeout_s)
         self._held_time = HeldTime()

@@ -14,6 +14,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from configs.network import speak_from
 from configs.schema import RunConfig
 from configs.watchdog import Watchdog
 from envs.codec import decode_group
@@ -47,6 +48,7 @@ class LearnerRank:
     @watched
     def start(self, address: str, port: int) -> int:
         """Join the ranks and load the policy; returns the number of its parameters."""
+        speak_from(str(ray.util.get_node_ip_address()))
         self._device = torch.device("cuda" if self._config.deepspeed.gpus_per_rank > 0 else "cpu")
         join_ranks(self._config, self._rank, address, port)
         self._learner = PolicyLearner(self._config, self._policy, self._rank, self._device)

@@ -108,11 +108,13 @@ def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> list[lis
             break
         time.sleep(min(random.uniform(*AGAIN_S), max(0.0, until - time.monotonic())))
     after = cluster_nodes()
-    limit = f"within {config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s){_changes(before, after)}"
+    limit = f"{config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s){_changes(before, after)}"
     if missing := lacking(needed, after):
-        raise ClusterError(f"the cluster is too small for this run {limit}: {'; '.join(missing)}: {_advice(config)}")
+        raise ClusterError(
+            f"the cluster is too small for this run within {limit}: {'; '.join(missing)}: {_advice(config)}"
+        )
     raise ClusterError(
-        f"no room {limit}: {'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: "
+        f"no room within {limit}: {'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: "
         f"{_advice(config)}"
     )
 

@@ -39,6 +39,7 @@ HEAVY = {
         "orchestration/held_out.py",
         "orchestration/queue_client.py",
         "orchestration/training.py",
+        "orchestration/dry_run.py",
         "orchestration/ray_gauges.py",
         "orchestration/recorder.py",
         "orchestration/session.py",
