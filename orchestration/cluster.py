@@ -27,8 +27,17 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMON_ENV = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"), "TOKENIZERS_PARALLELISM": "false"}
 # Two OpenMP threads on a busy machine spin on each other: small batches decode about 40 times slower.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# The C library gives freed memory of many sizes back in pieces too small for what is asked for next: engines grew by
+# 400 MiB an hour. The allocator that comes with Ray stays where it is, and keeps what it has: a step is no slower then.
+_ALLOCATOR = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+STEADY_MEMORY = (
+    {"LD_PRELOAD": str(_ALLOCATOR), "MALLOC_CONF": "narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+    if _ALLOCATOR.exists() and "LD_PRELOAD" not in os.environ
+    else {}
+)
 CPU_ENGINE_ENV = {
     **ONE_THREAD,
+    **STEADY_MEMORY,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Only one function would be compiled, at the first request, for ten seconds; there is no gain on CPUs.
     "TORCHDYNAMO_DISABLE": "1",
@@ -173,7 +182,12 @@ def engine_env(config: RunConfig) -> dict[str, str]:
 
 def learner_env(config: RunConfig) -> dict[str, str]:
     on_gpu = config.deepspeed.gpus_per_rank > 0
-    return {**COMMON_ENV, **QUIET_VLLM, **_network_env(config, on_gpu), **({} if on_gpu else ONE_THREAD)}
+    return {
+        **COMMON_ENV,
+        **QUIET_VLLM,
+        **_network_env(config, on_gpu),
+        **({} if on_gpu else ONE_THREAD | STEADY_MEMORY),
+    }
 
 
 def _network_env(config: RunConfig, on_gpu: bool) -> dict[str, str]:
