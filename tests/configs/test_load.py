@@ -14,7 +14,8 @@ from configs.samplers import SesaSettings
 from configs.schema import RunConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "compare")  # those are no runs
+NO_RUNS = ("cluster", "compare")
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in NO_RUNS)
 SAMPLERS = "'parallel', 'sequential', 'sesa', 'verbalized', 'tree', 'dde'"
 Write = Callable[[str], Path]
 

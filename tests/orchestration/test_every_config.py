@@ -30,8 +30,8 @@ from tests.envs.cases import QUESTIONS
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 CONFIGS = ROOT / "configs"
-# Files of configs/compare/ are comparisons of runs, no runs.
-SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name != "compare")
+NO_RUNS = ("cluster", "compare")  # comparisons of runs, and what starts clusters
+SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name not in NO_RUNS)
 MATH = "math"  # the one task without a file of its own: it needs data
 UPDATES, GROUPS = 2, 3
 TINY = [
