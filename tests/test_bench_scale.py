@@ -15,7 +15,7 @@ import pytest
 from configs.load import ConfigError
 from envs.codec import read_header
 from envs.trajectory import Ticket
-from tests.bench.scale.__main__ import main
+from tests.bench.scale.__main__ import judge, main, ratios_of
 from tests.bench.scale.actors import SimulatedActor
 from tests.bench.scale.load import Load, load_from
 from tests.bench.scale.messages import templates
@@ -188,6 +188,21 @@ def test_a_broadcast_of_nothing_is_refused(given: tuple[int, int, int], said: st
 def test_a_link_that_carries_nothing_is_refused(bytes_per_s: float, latency_s: float) -> None:
     with pytest.raises(ValueError, match="carries nothing"):
         Link(bytes_per_s, latency_s)
+
+
+# --- the goal --------------------------------------------------------------------------------------------------------
+
+
+def costs(driver: float, queue: float) -> dict[str, float]:
+    return {"cost_us": driver + queue, "driver_us_per_ticket": driver, "queue_us_per_ticket": queue}
+
+
+def test_the_goal_is_about_driver_and_queue_together(capsys: pytest.CaptureFixture[str]) -> None:
+    few, flat, steep = costs(1000, 1000), costs(2000, 1000), costs(2500, 1000)
+    assert ratios_of({"16": few}) == ratios_of({"1024": few}) == {}
+    assert ratios_of({"16": few, "1024": flat}) == costs(2.0, 1.0) | {"cost_us": 1.5}
+    assert (judge({"16": few, "1024": flat}), judge({"16": few, "1024": steep}), judge({"16": few})) == (0, 1, 0)
+    assert "1024 actors over 16: 1.75, goal at most 1.5 (driver 2.50, queue 1.00)" in capsys.readouterr().out
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------

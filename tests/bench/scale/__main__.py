@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _keep(arguments.json, load, known)
         if not point.ledger_balanced:
             return fail(f"{actors} actors: the ledger does not balance", FAILED)
-    return _judge(known)
+    return judge(known)
 
 
 def _measured(actors: int, load: Load) -> Point:
@@ -72,7 +72,8 @@ def ratios_of(known: dict[str, Any]) -> dict[str, float]:
     return {name: rounded(many[name] / few[name]) for name in COSTS}
 
 
-def _judge(known: dict[str, Any]) -> int:
+def judge(known: dict[str, Any]) -> int:
+    """Say whether the goal is reached; the exit status."""
     ratios = ratios_of(known)
     if not ratios:
         return 0

@@ -105,7 +105,7 @@ class Meters:
 
         return Point(
             actors=actors,
-            issued=issued,
+            issued=counts.issued,
             trained=counts.trained,
             filtered=counts.filtered,
             stale=counts.stale,
