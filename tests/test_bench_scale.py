@@ -68,7 +68,7 @@ def test_bad_input_ends_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "none.yaml: no such file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--actors", "16,0"])
-    assert "--actors" in capsys.readouterr().err
+    assert "--actors: 16,0: give whole numbers from 1 on" in capsys.readouterr().err
 
 
 # --- messages and actors ---------------------------------------------------------------------------------------------

@@ -125,10 +125,10 @@ def _short(value: Any) -> Any:
 
 
 def _counts(text: str) -> list[int]:
-    counts = [int(part) for part in text.split(",")]
-    if min(counts) < 1:
-        raise ValueError(text)
-    return counts
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: give whole numbers from 1 on by comma, such as 16,1024")
+    return [int(part) for part in parts]
 
 
 def _parser() -> argparse.ArgumentParser:
