@@ -4,7 +4,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev train test lint fuzz bench bench-envs chaos soak monitor clean
+.PHONY: help setup setup-dev train test lint fuzz bench bench-envs bench-scale chaos soak monitor clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ bench: setup-dev ## measure the stack against plain ways of doing the same; ARGS
 
 bench-envs: setup-dev ## measure the speed of the environments
 	@$(PYTHON_IN_VENV) -m tests.bench_envs $(ARGS)
+
+bench-scale: setup-dev ## cost of a ticket with 1 to 1,024 simulated actors; ARGS="--tickets 10000 --actors 16,1024"
+	@$(PYTHON_IN_VENV) -m tests.bench.scale $(ARGS)
 
 chaos: setup-dev ## random faults in small runs, one after another; ARGS="--schedules 100 --seed 0"
 	@$(PYTHON_IN_VENV) -m tests.chaos $(ARGS)

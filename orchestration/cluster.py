@@ -42,6 +42,9 @@ CPU_ENGINE_ENV = {
     # Only one function would be compiled, at the first request, for ten seconds; there is no gain on CPUs.
     "TORCHDYNAMO_DISABLE": "1",
 }
+# Ray's own limit of 1,000 is too low for the queue: behind as many groups that wait for room in it, the call that makes
+# room would never begin.
+CALLS_AT_ONCE = 1_000_000
 END_S = 20.0  # for a worker of Ray to come up and kill a process
 # What a run on this machine alone opens, it opens to this machine alone.
 LOOPBACK = "127.0.0.1"
@@ -139,12 +142,15 @@ def spawn(
 
 
 def spawn_beside_driver(cls: type, name: str, *arguments: Any) -> ActorHandle:
-    """A small actor on the driver's node: no other node's loss can take it away. Ray starts one that has died again."""
+    """A small actor on the driver's node: no other node's loss can take it away. Ray starts one that has died again.
+
+    It begins every call as it comes, however many others wait in it.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(cls)
-    handle: ActorHandle = remote.options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote(
-        *arguments
-    )
+    handle: ActorHandle = remote.options(
+        name=name, num_cpus=0, max_restarts=-1, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=here
+    ).remote(*arguments)
     return handle
 
 

@@ -25,7 +25,7 @@ from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
 from orchestration.cluster import cause_of, end, end_process
 from orchestration.learners import LearnerError, Learners
-from orchestration.members import Member, Phase, in_phase, in_words, least_loaded
+from orchestration.members import Member, Phase, Roster, in_phase, in_words
 from orchestration.room import Room, is_placed
 from orchestration.start import RolloutError, all_up, up_again
 
@@ -51,9 +51,9 @@ class Fleet:
     ) -> None:
         self._config, self._learners, self._say = config, learners, say
         theirs = rooms or itertools.repeat(None, len(handles))
-        self.members = [
+        self.roster = Roster(
             Member(number, handle, room) for number, (handle, room) in enumerate(zip(handles, theirs, strict=True))
-        ]
+        )
         self.era = 0
         self.on_change: Callable[[], None] = lambda: None
         # Beyond the actor's own limit there is only the wait for room in the queue.
@@ -70,13 +70,17 @@ class Fleet:
     # --- for the dispatcher ------------------------------------------------------------------------------------------
 
     @property
+    def members(self) -> list[Member]:
+        return self.roster.members
+
+    @property
     def up(self) -> list[Member]:
         return in_phase(self.members, Phase.UP)
 
     @property
     def room(self) -> int:
         """Tickets that those who are up may work on at once."""
-        return self._config.rollout.prompts_in_flight * len(self.up)
+        return self._config.rollout.prompts_in_flight * self.roster.up_count
 
     def __str__(self) -> str:
         return in_words(self.members)
@@ -85,7 +89,8 @@ class Fleet:
         """One attempt; an actor's fault is a failed one, and its cause. Raises RolloutError when nobody is left."""
         self._raise_error()
         member = await self._free()
-        life, member.load = member.life, member.load + 1
+        life = member.life
+        self.roster.set_load(member, member.load + 1)
         answer: Any = member.handle.sample.remote(ticket, self.era)
         try:
             async with asyncio.timeout(self._limit_s):
@@ -103,7 +108,8 @@ class Fleet:
             cause = f"{member.name} failed at ticket {ticket.index}: {cause_of(error)}"
             self.lose(member, life, cause, dead=isinstance(error, RayActorError))
         finally:
-            member.load -= member.life == life  # of another life it has been counted anew
+            if member.life == life:  # of another life it has been counted anew
+                self.roster.set_load(member, member.load - 1)
             self._news.set()
         return Receipt(ticket, "failed", cause, actor_lost=True)
 
@@ -118,7 +124,7 @@ class Fleet:
         """Wait for every engine of a run that begins. Raises RolloutError naming the actors that are late or broken."""
         await all_up(self.members, self._config.rollout.start_timeout_s)
         for member in self.members:
-            member.phase = Phase.READY
+            self.roster.move(member, Phase.READY)
 
     def watch(self) -> None:
         """Look after the actors from now on, until `close`."""
@@ -182,14 +188,15 @@ class Fleet:
         """One more actor, which samples once its engine is up and it has the weights."""
         member = Member(len(self.members), handle, room, since=time.monotonic())
         self._to_replace = max(0, self._to_replace - 1)
-        self.members.append(member)
+        self.roster.add(member)
         self._in_background(self._bring_back(member, dead=True))
         return member
 
     def dismiss(self, members: Sequence[Member]) -> None:
         """These get no more tickets, and end when they have none left."""
         for member in members:
-            member.phase, member.since = Phase.LEAVING, time.monotonic()
+            self.roster.move(member, Phase.LEAVING)
+            member.since = time.monotonic()
             self._in_background(self._see_off(member))
         self._changed()
 
@@ -215,7 +222,8 @@ class Fleet:
         if member.life != life or member.phase not in (Phase.UP, Phase.READY):
             return  # known already
         member.cause, member.failures = cause, member.failures + 1
-        member.phase, member.since, member.life = Phase.COMING, time.monotonic(), member.life + 1
+        self.roster.move(member, Phase.COMING)
+        member.since, member.life = time.monotonic(), member.life + 1
         self._say(f"warning: {cause}; it is started again ({self})")
         self._in_background(self._bring_back(member, dead))
         self._changed()
@@ -236,7 +244,7 @@ class Fleet:
                 dead = False
                 continue
             if member.phase is Phase.COMING:  # and was not dismissed meanwhile
-                member.phase = Phase.READY
+                self.roster.move(member, Phase.READY)
                 self._news.set()
                 if self._begun:
                     await self._admit()
@@ -250,7 +258,7 @@ class Fleet:
         )
 
     def _remove(self, member: Member) -> None:
-        member.phase = Phase.GONE
+        self.roster.move(member, Phase.GONE)
         end([member.handle], [] if member.room is None else [member.room])
         self._changed()
 
@@ -297,7 +305,9 @@ class Fleet:
             for method, arguments in told.items():
                 await self._ask(member, method, *arguments)
         if member.phase is Phase.READY and member.life == life:
-            member.phase, member.life, member.load = Phase.UP, life + 1, 0
+            self.roster.set_load(member, 0)
+            self.roster.move(member, Phase.UP)
+            member.life = life + 1
             if life:
                 self._say(
                     f"{member.name} samples again, {time.monotonic() - member.since:.0f} s after its fault ({self})"
@@ -324,7 +334,7 @@ class Fleet:
 
     async def _free(self) -> Member:
         """Who gets the next ticket. Raises RolloutError when nobody has been up for rollout.start_timeout_s."""
-        while (member := least_loaded(self.members, self._config.rollout.prompts_in_flight)) is None:
+        while (member := self.roster.least_loaded(self._config.rollout.prompts_in_flight)) is None:
             self._raise_error()
             self._news.clear()
             if self.up:

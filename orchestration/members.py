@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +32,8 @@ class Member:
 
     life: how often it has come up. failures: in a row, without a finished ticket between. load: tickets it works on.
     cause: why it was lost last. since: `time.monotonic()` of the last change of phase.
+
+    One that is on a roster changes its phase and its load by the roster alone.
     """
 
     number: int
@@ -49,10 +52,51 @@ class Member:
         return f"rollout actor {self.number}"
 
 
-def least_loaded(members: Iterable[Member], most: int) -> Member | None:
-    """Of those that are up and have room for another ticket, the one with the fewest; the lowest number of equals."""
-    free = [m for m in members if m.phase is Phase.UP and m.load < most]
-    return min(free, key=lambda m: (m.load, m.number), default=None)
+class Roster:
+    """All members by their numbers, and those that are up in the order in which they get tickets.
+
+    The order is kept and not looked for: among 1,024 actors that took 0.2 ms a ticket.
+    """
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.members: list[Member] = []
+        self._in_turn: list[tuple[int, int]] = []  # (load, number) of those that are up, sorted
+        for member in members:
+            self.add(member)
+
+    @property
+    def up_count(self) -> int:
+        return len(self._in_turn)
+
+    def add(self, member: Member) -> None:
+        """Its number is how many were there before."""
+        self.members.append(member)
+        self._enter(member)
+
+    def move(self, member: Member, phase: Phase) -> None:
+        self._leave(member)
+        member.phase = phase
+        self._enter(member)
+
+    def set_load(self, member: Member, load: int) -> None:
+        self._leave(member)
+        member.load = load
+        self._enter(member)
+
+    def least_loaded(self, most: int) -> Member | None:
+        """Of those that are up with fewer than `most` tickets, the one with the fewest; the lowest number of equals."""
+        if not self._in_turn:
+            return None
+        load, number = self._in_turn[0]
+        return self.members[number] if load < most else None
+
+    def _leave(self, member: Member) -> None:
+        if member.phase is Phase.UP:
+            del self._in_turn[bisect_left(self._in_turn, (member.load, member.number))]
+
+    def _enter(self, member: Member) -> None:
+        if member.phase is Phase.UP:
+            insort(self._in_turn, (member.load, member.number))
 
 
 def in_phase(members: Iterable[Member], *phases: Phase) -> list[Member]:

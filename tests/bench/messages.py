@@ -64,7 +64,7 @@ def seconds_of(work: Any) -> float:
 async def put_and_take(queue: Any, messages: list[bytes]) -> None:
     """All groups into the queue's process and out of it again, as actors put them and the driver takes them."""
     await asyncio.gather(*(queue.put.remote(message) for message in messages))
-    taken_ref, payloads_ref = queue.take.options(num_returns=2).remote(len(messages), 0)
+    taken_ref, payloads_ref = queue.take.options(num_returns=2).remote(len(messages), 0, range(len(messages)))
     taken = await taken_ref
     assert len(taken.fresh) == len(messages)
     assert len(await payloads_ref) == len(messages)

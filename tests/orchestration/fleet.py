@@ -143,7 +143,8 @@ class Fleet:
         fleet = self.down(config)
         fleet._begun = True
         for member, handle in zip(fleet.members, self.handles, strict=True):
-            member.phase, member.life = Phase.UP, 1
+            fleet.roster.move(member, Phase.UP)
+            member.life = 1
             member.place = Place("10.0.0.1", "node", handle.pid, 1000.0 + handle.pid)
         return fleet
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orchestration.members import Member, Phase, in_phase, in_words, least_loaded
+from orchestration.members import Member, Phase, Roster, in_phase, in_words
 
 PHASES = [Phase.UP, Phase.COMING, Phase.READY, Phase.UP, Phase.LEAVING, Phase.GONE, Phase.UP]
 
@@ -32,13 +34,42 @@ def members(*loads: int, phases: list[Phase] = PHASES) -> list[Member]:
 def test_the_next_ticket_goes_to_the_one_with_the_fewest_of_those_that_are_up(
     loads: tuple[int, ...], most: int, number: int | None
 ) -> None:
-    found = least_loaded(members(*loads), most)
+    found = Roster(members(*loads)).least_loaded(most)
     assert (None if found is None else found.number) == number
 
 
 def test_nobody_is_up() -> None:
-    assert least_loaded([], 4) is None
-    assert least_loaded(members(phases=[Phase.COMING, Phase.READY, Phase.LEAVING, Phase.GONE]), 4) is None
+    assert Roster([]).least_loaded(4) is None
+    assert Roster(members(phases=[Phase.COMING, Phase.READY, Phase.LEAVING, Phase.GONE])).least_loaded(4) is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from(Phase) | st.integers(0, 4)),
+        max_size=60,
+    )
+)
+def test_the_order_kept_is_the_order_looked_for(changes: list[tuple[int, Phase | int]]) -> None:
+    """Whatever phases and loads become, in whatever order."""
+    roster = Roster(members(0, 1, 1))
+    for number, to in changes:
+        member = roster.members[number]
+        if isinstance(to, Phase):
+            roster.move(member, to)
+        else:
+            roster.set_load(member, to)
+        up = in_phase(roster.members, Phase.UP)
+        free = [m for m in up if m.load < 3]
+        assert roster.least_loaded(3) is min(free, key=lambda m: (m.load, m.number), default=None)
+        assert roster.up_count == len(up)
+
+
+def test_one_that_joins_gets_tickets_when_it_is_up() -> None:
+    roster = Roster(members(1, 0, 0, 1, 0, 0, 1))
+    roster.add(joined := Member(7, None))
+    assert roster.least_loaded(4) is roster.members[0]
+    roster.move(joined, Phase.UP)
+    assert roster.least_loaded(4) is joined
 
 
 def test_members_of_several_phases_come_in_their_order() -> None:
