@@ -238,6 +238,12 @@ class ClusterSettings(Settings):
     grows: bool = Field(
         False, description="an autoscaler adds nodes: room that lacks is asked for and waited for, not refused at once"
     )
+    gpu_memory_gib: PositiveFloat | None = Field(
+        None, description="memory of one GPU, for the estimate of what a run needs; empty: nothing is compared with it"
+    )
+    colocated: bool = Field(
+        False, description="each learner rank shares its GPU with an engine, which sleeps while the rank updates"
+    )
 
 
 class RunConfig(Settings):
@@ -313,6 +319,32 @@ class RunConfig(Settings):
         if self.rollout.tensor_parallel > 1 and self.rollout.gpus_per_actor == 0:
             raise ValueError(
                 f"rollout.tensor_parallel ({self.rollout.tensor_parallel}) needs GPUs, rollout.gpus_per_actor is 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_shared_as_said(self) -> RunConfig:
+        """An engine and a rank are on one GPU exactly where cluster.colocated says so."""
+        asked = f"rollout.gpus_per_actor ({self.rollout.gpus_per_actor:g}) and deepspeed.gpus_per_rank "
+        asked += f"({self.deepspeed.gpus_per_rank:g})"
+        together = self.rollout.gpus_per_actor + self.deepspeed.gpus_per_rank
+        if not self.cluster.colocated:
+            if 0 < together <= 1:
+                raise ValueError(
+                    f"{asked} let an engine and a learner rank be on one GPU at once: give each a whole one, or set "
+                    "cluster.colocated"
+                )
+            return self
+        if together == 0:
+            raise ValueError(f"cluster.colocated is for GPUs: {asked} ask for none")
+        if together > 1:
+            raise ValueError(f"cluster.colocated: {asked} must fit on one GPU, for instance 0.5 each")
+        engines = self.rollout.actors * self.rollout.tensor_parallel
+        if self.deepspeed.ranks != engines:
+            raise ValueError(
+                f"cluster.colocated: deepspeed.ranks ({self.deepspeed.ranks}) must be rollout.actors "
+                f"({self.rollout.actors}) times rollout.tensor_parallel ({self.rollout.tensor_parallel}): a rank and a "
+                "part of an engine on each GPU"
             )
         return self
 

@@ -70,27 +70,50 @@ def _check_observers(config: RunConfig) -> None:
     from orchestration.metrics import metric_problems
     from orchestration.trackers import tracker_problems
 
-    if problems := metric_problems(config) + tracker_problems(config):
-        raise ConfigError(problems)
+    _refuse(metric_problems(config) + tracker_problems(config))
 
 
 def _dry_run(config: RunConfig) -> int:
     from orchestration.dry_run import placement_lines
+    from orchestration.memory_table import memory_problems, memory_table
     from orchestration.room import ClusterError
 
     print(to_yaml(config))
     try:
-        lines = placement_lines(config)
-    except ClusterError as error:
+        print("\n".join(f"# {line}" for line in (*placement_lines(config), *memory_table(config))))
+        _refuse(memory_problems(config))
+    except (ClusterError, ConfigError) as error:
         return fail(error, BAD_INPUT)
-    print("\n".join(f"# {line}" for line in lines))
     return 0
+
+
+def _check_start(config: RunConfig) -> None:
+    """Raises ConfigError for what can be planned, but not run."""
+    from orchestration.memory_table import memory_problems
+
+    _refuse([*_only_planned(config), *memory_problems(config)])
+
+
+def _only_planned(config: RunConfig) -> list[str]:
+    if not config.cluster.colocated:
+        return []
+    return ["cluster.colocated: engines and learner ranks on the same GPUs can be planned with --dry-run, not yet run"]
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raises ConfigError where there are any."""
+    if problems:
+        raise ConfigError(problems)
 
 
 def _train(config: RunConfig, config_name: str, resume: ResumePoint | None = None) -> int:
     # How long threads of a parallel loop spin while they wait for each other: by default so long that on a busy machine
     # the warm-up is many times slower, and not at all costs a quarter on a quiet one. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        _check_start(config)
+    except ConfigError as error:
+        return fail(error, BAD_INPUT)
     from orchestration.cluster import cause_of
     from orchestration.interrupt import Interrupted
     from orchestration.session import RUN_ERRORS, START_ERRORS, run_session
@@ -114,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, help="YAML file of the run")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the config, print it resolved and the placement plan"
+        "--dry-run", action="store_true", help="check the config, print it resolved with the placement plan and memory"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of a run to go on with, from its checkpoint")
     parser.add_argument(

@@ -68,6 +68,23 @@ def test_every_key_is_read_somewhere() -> None:
             {"env": {"name": "math", "data": "x.jsonl", "grade_timeout_s": 5}},
             ("env.grade_timeout_s (5)", "rollout.env_timeout_s (10)"),
         ),
+        (
+            {"rollout": {"gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 0.5}},
+            ("rollout.gpus_per_actor (0.5)", "deepspeed.gpus_per_rank (0.5)", "cluster.colocated"),
+        ),
+        (
+            {"rollout": {"gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 0.75}, "cluster": {"colocated": True}},
+            ("rollout.gpus_per_actor (0.5)", "deepspeed.gpus_per_rank (0.75)", "cluster.colocated"),
+        ),
+        ({"cluster": {"colocated": True}}, ("cluster.colocated", "rollout.gpus_per_actor (0)")),
+        (
+            {
+                "rollout": {"actors": 2, "gpus_per_actor": 0.5, "tensor_parallel": 2},
+                "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5},
+                "cluster": {"colocated": True},
+            },
+            ("deepspeed.ranks (2)", "rollout.actors (2)", "rollout.tensor_parallel (2)"),
+        ),
         ({"env": {"name": "countdown", "max_turns": 3}}, ("max_turns (3)", "max_actions (1)")),
         ({"env": {"name": "frozen_lake", "actions_per_turn": 9}}, ("actions_per_turn (9)", "max_actions (6)")),
         ({"env": {"name": "sudoku", "blanks": 12, "max_actions": 16, "size": 9, "max_turns": 0}}, ("max_turns",)),
@@ -86,7 +103,7 @@ def test_every_key_is_read_somewhere() -> None:
         ({"grpo": {"entropy": {"name": "clip_cov", "low": 5}}}, ("entropy.low (5)", "entropy.high (5)")),
     ],
 )
-def test_cross_field_checks_name_both(settings: dict[str, object], names: tuple[str, str]) -> None:
+def test_cross_field_checks_name_both(settings: dict[str, object], names: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError) as refusal:
         RunConfig.model_validate(settings)
     assert all(name in str(refusal.value) for name in names)
@@ -95,6 +112,17 @@ def test_cross_field_checks_name_both(settings: dict[str, object], names: tuple[
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         WarmupSettings().layers = 3  # type: ignore[misc]
+
+
+def test_an_engine_and_a_rank_share_a_gpu_where_it_is_said() -> None:
+    halves = {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5}}
+    assert RunConfig.model_validate(halves | {"cluster": {"colocated": True}}).cluster.colocated
+
+
+@pytest.mark.parametrize("gib", [0, -1, float("inf")])
+def test_a_gpu_has_some_memory(gib: float) -> None:
+    with pytest.raises(ValidationError, match="gpu_memory_gib"):
+        RunConfig.model_validate({"cluster": {"gpu_memory_gib": gib}})
 
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0.0, "gloo"), (1.0, "nccl")])

@@ -201,3 +201,4 @@ def test_dry_run_prints_config_and_plan() -> None:
     assert done.returncode == 0
     assert "actors: 3" in done.stdout
     assert "# 3 x rollout actor: 1 CPU, 0 GPU each" in done.stdout
+    assert "# memory of each process, estimated" in done.stdout

@@ -1,0 +1,163 @@
+"""`--dry-run` of every shipped config, its table of memory, and what a run refuses before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration import run
+from orchestration.cluster import ROOT
+from tests.envs.cases import QUESTIONS
+
+CONFIGS = ROOT / "configs"
+SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name != "compare")
+SMALL = "quickstart.yaml"
+MODEL: dict[str, Any] = {
+    "model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14,
+    "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151_936, "tie_word_embeddings": True,
+}  # fmt: skip
+ON_GPUS = ["rollout.gpus_per_actor=1", "deepspeed.gpus_per_rank=1", "model.dtype=bfloat16"]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """A data set that needs no network."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in QUESTIONS))
+    return file
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    return folder
+
+
+def called(name: str, *arguments: str) -> int:
+    return run.main(["--config", str(CONFIGS / name), *arguments])
+
+
+def lines_of(text: str) -> list[str]:
+    return [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_config_can_be_planned(
+    name: str, questions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    data = [f"env.data={questions}", "env.held_out_data=null", "env.subset=null"] if "/math" in name else []
+    # The policy that a study goes on from is another run's.
+    there = ["model.path=null"] if "revive" in name else []
+    assert called(name, "--dry-run", *data, *there) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    on_gpus = name.startswith("gpu/")
+    [head] = [line for line in lines_of(said) if line.startswith("memory of each")]
+    assert ("GPU" in head, "Qwen2.5" in head) == (on_gpus, on_gpus)
+
+
+def test_the_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("gpu/8_gpus.yaml", "--dry-run") == 0
+    rows = [line.split() for line in lines_of(capsys.readouterr().out) if line.startswith("  ") and "cache" not in line]
+    sums = [float(row[0]) for row in rows if "most" in row]
+    tables: list[list[float]] = []
+    for row in rows:
+        if "most" in row:
+            tables.append([])
+        else:
+            tables[-1].append(float(row[0]))
+    assert len(sums) == 3
+    # The cache's own row holds that word; it is what the engine's sum lacks.
+    assert sum(tables[0]) == pytest.approx(sums[0], abs=0.05)
+    assert sum(tables[2]) == pytest.approx(sums[2], abs=0.05)
+    assert tables[0] == sorted(tables[0], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["cluster.gpu_memory_gib=8", "rollout.gpu_memory_share=0.5", "deepspeed.ranks=1",
+             "deepspeed.tokens_per_micro_batch=512"],
+            # 16 bytes a parameter and 8 while the optimizer steps, a context of 1 and a bucket.
+            "a learner rank needs 12.05 GiB of 8.00 (cluster.gpu_memory_gib) while stepping; the largest term is "
+            "optimizer state with 5.52 GiB: raise deepspeed.ranks or set deepspeed.offload=optimizer",
+        ),
+        (
+            ["cluster.gpu_memory_gib=20", "deepspeed.ranks=8", "deepspeed.tokens_per_micro_batch=32768"],
+            "the largest term is activations with 4",
+        ),
+        (
+            ["cluster.gpu_memory_gib=20", "deepspeed.tokens_per_micro_batch=32768",
+             "deepspeed.gradient_checkpointing=true"],
+            "the largest term is logits with 28.13 GiB: lower deepspeed.tokens_per_micro_batch",
+        ),
+        (
+            ["cluster.gpu_memory_gib=24", "rollout.gpu_memory_share=1", "deepspeed.tokens_per_micro_batch=512"],
+            # All of the GPU, captured graphs of 1, two buckets of 0.27 and a layer.
+            "a rollout actor needs 25.57 GiB of 24.00 (cluster.gpu_memory_gib) while taking weights; the largest term "
+            "is KV cache with 21.42 GiB: lower rollout.gpu_memory_share",
+        ),
+        (
+            ["cluster.gpu_memory_gib=24", "rollout.gpu_memory_share=0.1", "deepspeed.tokens_per_micro_batch=512"],
+            "GiB of 2.40 (rollout.gpu_memory_share of cluster.gpu_memory_gib) while starting; the largest term is",
+        ),
+        (
+            ["rollout.tensor_parallel=3"],
+            "rollout.tensor_parallel (3) does not divide the model's 14 attention heads and 2 key-value heads: take "
+            "1, 2, 14",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_cannot_fit_is_one_line(
+    dry: bool, overrides: list[str], says: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    arguments = [*ON_GPUS, f"model.path={model}", f"run.root={root}", *overrides]
+    assert called(SMALL, *arguments, *(["--dry-run"] if dry else [])) == 2
+    printed = capsys.readouterr()
+    [line] = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert bool(lines_of(printed.out)) == dry
+    assert not root.exists()
+
+
+def test_all_that_cannot_fit_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(SMALL, "--dry-run", *ON_GPUS, f"model.path={model}", "cluster.gpu_memory_gib=1") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_a_shared_gpu_can_be_planned_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("gpu/single_24gb.yaml", "--dry-run") == 0
+    capsys.readouterr()
+    assert called("gpu/single_24gb.yaml", f"run.root={tmp_path / 'runs'}") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cluster.colocated" in line
+    assert "--dry-run" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_the_memory_of_a_gpu_nothing_is_compared(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = "deepspeed.tokens_per_micro_batch=1000000"
+    assert called(SMALL, "--dry-run", *ON_GPUS, f"model.path={model}", tokens) == 0
+    said = "\n".join(lines_of(capsys.readouterr().out))
+    assert " of " not in said.split("most while")[0].rpartition("\n")[2]
+    assert "cluster.gpu_memory_gib says what it will be" in said
+
+
+@pytest.mark.parametrize(("path", "why"), [("OWNER/NAME", "is not on this machine"), ("{}", "vocab_size is missing")])
+def test_a_model_of_unknown_shape_is_planned_without_memory(
+    path: str, why: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "config.json").write_text(json.dumps({k: v for k, v in MODEL.items() if k != "vocab_size"}))
+    assert called(SMALL, "--dry-run", f"model.path={path.format(model)}") == 0
+    [line] = [line for line in lines_of(capsys.readouterr().out) if "memory" in line]
+    assert line.startswith("memory is not estimated: ")
+    assert why in line
