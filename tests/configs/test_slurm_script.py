@@ -37,9 +37,9 @@ echo "ray $*" >>"$CALLS"
 case $1:$2 in
 start:*)
     [[ $NODE != "${DIES:-}" ]] || { echo "no luck on $NODE" >&2; exit 1; }
-    echo "token $NODE $RAY_AUTH_MODE $(stat -c %a "$RAY_AUTH_TOKEN_PATH") $(wc -c <"$RAY_AUTH_TOKEN_PATH")" >>"$CALLS"
     trap 'echo "ended $NODE" >>"$CALLS"; rm "$STATE/pid-$NODE"; exit 1' TERM
-    echo $$ >"$STATE/pid-$NODE"
+    echo $$ >"$STATE/pid-$NODE" # before its line: who has read that may end it
+    echo "token $NODE $RAY_AUTH_MODE $(stat -c %a "$RAY_AUTH_TOKEN_PATH") $(wc -c <"$RAY_AUTH_TOKEN_PATH")" >>"$CALLS"
     [[ $NODE == "${LATE:-}" ]] || touch "$STATE/node-$NODE"
     while true; do sleep 0.05; done
     ;;

@@ -13,7 +13,8 @@ from orchestration.cluster import ROOT
 from tests.envs.cases import QUESTIONS
 
 CONFIGS = ROOT / "configs"
-SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name != "compare")
+NO_RUNS = {"cluster", "compare"}  # what starts clusters, comparisons of runs
+SHIPPED = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if p.parent.name not in NO_RUNS)
 SMALL = "quickstart.yaml"
 MODEL: dict[str, Any] = {
     "model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14,
