@@ -52,12 +52,19 @@ class State:
 
 
 class Elastic:
-    """`new_actor` starts one more process, if there is room for it."""
+    """`new_actor` starts one more process, if there is room for it; `enough` is called when no more are wanted."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, fleet: Fleet, new_actor: NewActor, say: Callable[[str], None]
+        self,
+        config: RunConfig,
+        folder: Path,
+        fleet: Fleet,
+        new_actor: NewActor,
+        say: Callable[[str], None],
+        enough: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._fleet, self._new_actor, self._say = config, fleet, new_actor, say
+        self._enough = enough
         self._wish, self._state = folder / "scale.json", folder / "fleet.json"
         self._wish.unlink(missing_ok=True)  # of a process before: the config counts
         self._wanted = config.rollout.actors
@@ -108,6 +115,7 @@ class Elastic:
         most = self._wanted if self._by_wish else max(self._wanted, self._config.rollout.max_actors or 0)
         if len(there) > most:
             self._fleet.dismiss(there[most:])
+            self._enough()
             return
         self._told = ""
         while len(there) < most:
@@ -118,6 +126,7 @@ class Elastic:
                     self._told = f"no room on the cluster for rollout actor {number}"
                 return
             there.append(self._fleet.add(*made))
+        self._enough()
 
     def _write_state(self) -> None:
         phases = {str(p): [m.number for m in in_phase(self._fleet.members, p)] for p in Phase}

@@ -142,6 +142,12 @@ class NewRooms:
         self._asked = asked
         return None
 
+    def forget(self) -> None:
+        """What was asked for is not needed any more."""
+        if self._asked is not None:
+            give_back([self._asked])
+            self._asked = None
+
 
 def give_back(rooms: Iterable[Room]) -> None:
     """What is still in them is ended."""

@@ -50,6 +50,7 @@ class Processes:
     """The handles of everything that runs beside the driver.
 
     rooms: of the actors. new_ranks: starts the learner's processes once more. new_actor: starts another rollout actor.
+    enough: no more of them are wanted for now.
     """
 
     replay: ActorHandle
@@ -58,6 +59,7 @@ class Processes:
     ranks: list[ActorHandle]
     new_ranks: Callable[[], list[ActorHandle]]
     new_actor: NewActor
+    enough: Callable[[], None]
 
 
 def run_session(config: RunConfig, config_name: str, resume: ResumePoint | None = None) -> None:
@@ -145,7 +147,7 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
         RolloutActor, actor_role, of_actors, cluster.engine_env(config),
         [(config, policy, i, queue, stacks) for i in range(actor_role.count)], restarts=True,
     )  # fmt: skip
-    return Processes(replay, actors, list(of_actors), ranks, new_ranks, new_actor)
+    return Processes(replay, actors, list(of_actors), ranks, new_ranks, new_actor, new_rooms.forget)
 
 
 async def _run(
@@ -155,7 +157,7 @@ async def _run(
     interrupt = Interrupt(console.say)
     learners = Learners(config, processes.ranks)
     fleet = Fleet(config, learners, processes.actors, console.say, processes.rooms)
-    elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say)
+    elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say, processes.enough)
     fleet.look_after(Watchdog(folder.stacks / "driver.txt").look_after_loop(config.run.hang_timeout_s))
     try:
         with interrupt.heard():

@@ -48,13 +48,18 @@ class Stage:
         self.fleet = Fleet(actors)
         fleet: Any = self.fleet
         config = RunConfig.model_validate({"rollout": {"actors": actors, **rollout}})
-        self.elastic = Elastic(config, path, fleet, self._new, self.said.append)
+        self.asked = False  # for room that was not there
+        self.elastic = Elastic(config, path, fleet, self._new, self.said.append, self._enough)
 
     def _new(self, number: int) -> tuple[Any, Any] | None:
         if not self.room:
+            self.asked = True
             return None
         self.room -= 1
         return f"handle {number}", f"room {number}"
+
+    def _enough(self) -> None:
+        self.asked = False
 
     def wish(self, text: str) -> None:
         (self.folder / "scale.json").write_text(text)
@@ -96,6 +101,22 @@ def test_what_there_is_no_room_for_is_said_and_tried_again(tmp_path: Path) -> No
     stage.room = 1
     state = stage.look()
     assert (state.up, state.told) == (4, "")
+
+
+def test_room_is_no_longer_asked_for_when_the_wish_is_taken_back(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, room=1)
+    stage.wish('{"actors": 4}')
+    stage.look()
+    assert stage.asked
+    stage.wish('{"actors": 3}')
+    stage.look()
+    assert not stage.asked
+    stage.wish('{"actors": 5}')
+    stage.look()
+    assert stage.asked
+    stage.wish('{"actors": 1}')
+    stage.look()
+    assert not stage.asked
 
 
 def test_actors_are_added_as_the_cluster_has_room(tmp_path: Path) -> None:

@@ -198,6 +198,15 @@ def test_where_it_grows_room_for_one_more_is_asked_for_once(monkeypatch: pytest.
     assert cluster.asked == 2
 
 
+def test_room_that_is_asked_for_and_not_needed_any_more_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = scripted(monkeypatch, Cluster(free=0))
+    rooms = NewRooms(Role("rollout actor", 2, 1.0, 0.0), grows=True)
+    rooms.forget()
+    assert rooms.next() is None
+    rooms.forget()
+    assert cluster.groups == []
+
+
 def test_labels_are_handed_to_ray_for_each_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig.model_validate({
         "rollout": {"actors": 1, "node_labels": {"zone": "!b"}, "node_resources": {"fast": 2}},
