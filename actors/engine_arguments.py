@@ -6,20 +6,26 @@ from typing import Any
 
 from configs.schema import RunConfig
 
+STEP_TOKENS = 8192  # most tokens of one engine step, unless a context is longer
+
 
 def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, Any]:
     """vLLM's engine arguments for one rollout actor; every engine needs a seed of its own or samples repeat."""
     rollout, on_gpu = config.rollout, config.rollout.gpus_per_actor > 0
     memory: dict[str, Any] = (
-        {"gpu_memory_utilization": rollout.gpu_memory_share, "tensor_parallel_size": rollout.tensor_parallel}
+        {
+            "gpu_memory_utilization": rollout.gpu_memory_share,
+            "tensor_parallel_size": rollout.tensor_parallel,
+            # In a placement group vLLM would start Ray actors for the parts, in bundles of one GPU each.
+            "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
+        }
         if on_gpu
         else {
             # The engine's own guess reads one NUMA node's memory; a number of bytes is exact.
             "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
             # A prefill cut in two takes back a draw of the request's own generator, which a CPU generator cannot do:
-            # the step would raise. Whole prefills need a budget of at least one full context.
+            # the step would raise.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(8192, config.model.max_model_len),
         }
     )
     return {
@@ -30,6 +36,8 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
+        # Whole prefills need a budget of at least one full context; vLLM's own is 2048 for an engine in our process.
+        "max_num_batched_tokens": max(STEP_TOKENS, config.model.max_model_len),
         "block_size": rollout.block_size,
         "enable_prefix_caching": True,
         "enforce_eager": not (on_gpu and rollout.cuda_graphs),

@@ -48,7 +48,7 @@ class EnvProcess:
                     [sys.executable, "-P", "-m", WORKER, str(os.getpid()), str(memory_mib)],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
-                    env=DEFAULTS | os.environ | FORCED | {"PYTHONPATH": path},
+                    env=DEFAULTS | _inherited() | FORCED | {"PYTHONPATH": path},
                     close_fds=True,
                     start_new_session=True,  # what it starts itself can be killed with it
                 )
@@ -195,3 +195,8 @@ def _fate(ended: os.waitid_result) -> str:
         return f"died of {signal.Signals(ended.si_status).name}"
     except ValueError:  # a signal without a name
         return f"died of signal {ended.si_status}"
+
+
+def _inherited() -> dict[str, str]:
+    """Of the actor's environment: not the engine's allocator, which gives nothing back that it once had."""
+    return {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}

@@ -316,6 +316,17 @@ class RunConfig(Settings):
                 f"rollout.gpus_per_actor ({self.rollout.gpus_per_actor:g}) and deepspeed.gpus_per_rank "
                 f"({self.deepspeed.gpus_per_rank:g}): weights cross between GPUs or between CPUs, give both or none"
             )
+        for key, gpus in (
+            ("rollout.gpus_per_actor", self.rollout.gpus_per_actor),
+            ("deepspeed.gpus_per_rank", self.deepspeed.gpus_per_rank),
+        ):
+            if gpus > 1:
+                raise ValueError(f"{key} ({gpus:g}) is for one process on one GPU: give 1, or a share of it")
+        if self.rollout.tensor_parallel > 1 and 0 < self.rollout.gpus_per_actor < 1:
+            raise ValueError(
+                f"rollout.tensor_parallel ({self.rollout.tensor_parallel}) needs whole GPUs, "
+                f"rollout.gpus_per_actor is {self.rollout.gpus_per_actor:g}"
+            )
         if self.rollout.tensor_parallel > 1 and self.rollout.gpus_per_actor == 0:
             raise ValueError(
                 f"rollout.tensor_parallel ({self.rollout.tensor_parallel}) needs GPUs, rollout.gpus_per_actor is 0"

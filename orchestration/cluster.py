@@ -28,16 +28,22 @@ COMMON_ENV = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"), "TOKENIZE
 # Two OpenMP threads on a busy machine spin on each other: small batches decode about 40 times slower.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # The C library gives freed memory of many sizes back in pieces too small for what is asked for next: engines grew by
-# 400 MiB an hour. The allocator that comes with Ray stays where it is, and keeps what it has: a step is no slower then.
+# 400 MiB an hour. The allocator that comes with Ray does not (docs/engineering.md). An engine asks for the same sizes
+# again and again: what is freed is kept. A rank's vary: kept pieces are not put together, so they are given back.
 _ALLOCATOR = Path(ray.__file__).parent / "core" / "libjemalloc.so"
-STEADY_MEMORY = (
-    {"LD_PRELOAD": str(_ALLOCATOR), "MALLOC_CONF": "narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
-    if _ALLOCATOR.exists() and "LD_PRELOAD" not in os.environ
-    else {}
-)
+KEEPS, GIVES_BACK = "narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1", "narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0"
+
+
+def _allocator(settings: str) -> dict[str, str]:
+    """Where there is one, and the environment names no other."""
+    if not _ALLOCATOR.exists() or "LD_PRELOAD" in os.environ:
+        return {}
+    return {"LD_PRELOAD": str(_ALLOCATOR), "MALLOC_CONF": settings}
+
+
 CPU_ENGINE_ENV = {
     **ONE_THREAD,
-    **STEADY_MEMORY,
+    **_allocator(KEEPS),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Only one function would be compiled, at the first request, for ten seconds; there is no gain on CPUs.
     "TORCHDYNAMO_DISABLE": "1",
@@ -192,7 +198,7 @@ def learner_env(config: RunConfig) -> dict[str, str]:
         **COMMON_ENV,
         **QUIET_VLLM,
         **_network_env(config, on_gpu),
-        **({} if on_gpu else ONE_THREAD | STEADY_MEMORY),
+        **({} if on_gpu else ONE_THREAD | _allocator(GIVES_BACK)),
     }
 
 

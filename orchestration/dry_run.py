@@ -22,7 +22,13 @@ def placement_lines(config: RunConfig) -> list[str]:
 
 def _nodes(config: RunConfig) -> list[Node]:
     if address_of(config) is None:
-        gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+        manager = NvidiaGPUAcceleratorManager
+        gpus, visible = (
+            manager.get_current_node_num_accelerators(),
+            manager.get_current_process_visible_accelerator_ids(),
+        )
+        if visible is not None:  # CUDA_VISIBLE_DEVICES
+            gpus = min(gpus, len(visible))
         there = {"CPU": float(config.cluster.local_cpus), "GPU": float(gpus)}
         return [Node("this machine", there, there)]
     connect(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.engine_arguments import STEP_TOKENS
 from configs.samplers import (
     DdeSettings,
     ParallelSettings,
@@ -17,8 +18,7 @@ from configs.schema import RunConfig
 from orchestration.memory_terms import BYTES_OF, CUDA_CONTEXT, GIB, MIB, SMALLER, Need, Term, either, share
 from orchestration.shapes import ModelShape
 
-STEP_TOKENS = 8192  # that vLLM works on in one step, unless a context is longer
-CUDA_GRAPHS = GIB  # captured beside the engine's share
+CUDA_GRAPHS = GIB  # captured inside the engine's share: vLLM leaves them room
 # Resident memory on CPUs beyond the other terms, measured on quickstart.yaml: about 530 MiB are imported libraries, the
 # rest is what vLLM's CPU kernels work with and the allocator keeps of freed blocks.
 LIBRARIES = 1200 * MIB
@@ -65,8 +65,6 @@ def engine_terms(config: RunConfig, shape: ModelShape) -> list[Term]:
     cache = kv_cache(config, shape)
     lower = "lower rollout.gpu_memory_share" if on_gpu else "lower rollout.kv_cache_mib"
     terms = [*_before_cache(config, shape), Term("KV cache", cache.wanted if cache.size is None else cache.size, lower)]
-    if on_gpu and config.rollout.cuda_graphs:
-        terms.append(Term("CUDA graphs", CUDA_GRAPHS, "set rollout.cuda_graphs=false"))
     return [*terms, _taking(config, shape)]
 
 
@@ -124,10 +122,12 @@ def _before_cache(config: RunConfig, shape: ModelShape) -> list[Term]:
     # A step's hidden states, and the logits of its sequences in float32: raw, scaled and as log-probs.
     working = tokens * width * (spread + 4 * shape.hidden) + 12 * rollout.max_num_seqs * shape.vocabulary
     runtime = Term("CUDA context", CUDA_CONTEXT) if on_gpu else Term("libraries", LIBRARIES)
+    graphs = Term("CUDA graphs", CUDA_GRAPHS, "set rollout.cuda_graphs=false")
     return [
         Term("weights", share(shape.parameters, parts) * width, more),
         Term("activations", working, "lower rollout.max_num_seqs"),
         runtime,
+        *([graphs] if on_gpu and rollout.cuda_graphs else []),
     ]
 
 

@@ -120,7 +120,15 @@ def _next(
 
 def _capacity(role: Role, free: Mapping[str, float]) -> int:
     """How many of them fit there; their number where they need nothing."""
-    return min((int((free.get(k, 0.0) + _SLACK) / v) for k, v in role.bundle.items()), default=role.count)
+    return min((_times(kind, free.get(kind, 0.0), v) for kind, v in role.bundle.items()), default=role.count)
+
+
+def _times(kind: str, free: float, amount: float) -> int:
+    """How often an amount is in what is free. A share of a GPU is one GPU's, whatever is left of the others."""
+    if kind != "GPU" or amount >= 1:
+        return int((free + _SLACK) / amount)
+    whole = int(free + _SLACK)
+    return whole * int((1 + _SLACK) / amount) + int((free - whole + _SLACK) / amount)
 
 
 def _size(free: Mapping[str, float]) -> tuple[float, float]:

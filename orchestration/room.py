@@ -11,19 +11,20 @@ import os
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from configs.schema import RunConfig
-from orchestration.placement import Node, Role, lacking
+from orchestration.placement import Node, Role, lacking, place
 
 # A part of the room is held so long at most while the rest is waited for: two runs that each hold what the other one
 # lacks would wait for ever.
 HOLD_S = 10.0
 LOOK_S = 0.1
+SOON_S = 1.0  # within which Ray places what there is room for
 AGAIN_S = (0.5, 5.0)  # between two tries, drawn anew each time
 
 
@@ -92,12 +93,11 @@ def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> list[lis
     needed = roles(config) if needed is None else needed
     before = cluster_nodes()
     if (missing := lacking(needed, before)) and not config.cluster.grows:
-        raise ClusterError(f"the cluster cannot place this run: {'; '.join(missing)}: {_advice(config)}")
+        raise ClusterError(f"the cluster cannot place this run: {'; '.join(missing)}: {_advice(config, missing)}")
     until = time.monotonic() + config.cluster.placement_timeout_s
     # What is given back is no longer asked for, and an autoscaler that has begun to start a node would think again.
     hold_s = math.inf if config.cluster.grows else HOLD_S
     while True:
-        free = {k: round(v, 2) for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         rooms = [_asked_for(role, config.run.name) for role in needed]
         groups = [room.group for of_role in rooms for room in of_role]
         if _all_placed(groups, until, hold_s):
@@ -108,10 +108,12 @@ def reserve(config: RunConfig, needed: Sequence[Role] | None = None) -> list[lis
             break
         time.sleep(min(random.uniform(*AGAIN_S), max(0.0, until - time.monotonic())))
     after = cluster_nodes()
+    kinds = {kind for role in needed for kind in role.bundle}
+    free = {k: round(v, 2) for k, v in ray.available_resources().items() if k in kinds}
     limit = f"{config.cluster.placement_timeout_s:g} s (cluster.placement_timeout_s){_changes(before, after)}"
     if missing := lacking(needed, after):
         raise ClusterError(
-            f"the cluster is too small for this run within {limit}: {'; '.join(missing)}: {_advice(config)}"
+            f"the cluster is too small for this run within {limit}: {'; '.join(missing)}: {_advice(config, missing)}"
         )
     raise ClusterError(
         f"no room within {limit}: {'; '.join(placement_plan(config, needed))}; free now: {free or 'nothing'}: "
@@ -123,23 +125,23 @@ class NewRooms:
     """Rooms for more processes of a kind while a run goes on. grows: what lacks is asked for, for an autoscaler."""
 
     def __init__(self, role: Role, *, grows: bool = False) -> None:
-        self._role, self._grows = role, grows
+        self._role, self._grows = replace(role, count=1), grows
         self._asked: Room | None = None
 
     def next(self) -> Room | None:
-        """Room for one more; None where the cluster has none now."""
-        if self._asked is not None:
-            found = self._asked if is_placed(self._asked) else None
-            self._asked = None if found else self._asked
+        """Room for one more, placed; None where the cluster has none now."""
+        until = time.monotonic()
+        if self._asked is None:
+            fits = not place([self._role], cluster_nodes()).without
+            if not (fits or self._grows):
+                return None
+            self._asked = Room(_group(self._role, 1))
+            until += SOON_S * fits
+        if _all_placed([self._asked.group], until, math.inf):
+            found, self._asked = self._asked, None
             return found
-        free = ray.available_resources()  # of the whole cluster: the placement group waits for a single node to have it
-        lacks = any(free.get(kind, 0.0) < amount for kind, amount in self._role.bundle.items())
-        if lacks and not self._grows:
-            return None
-        asked = Room(_group(self._role, 1))
-        if not lacks:
-            return asked
-        self._asked = asked
+        if not self._grows:  # somebody else was faster
+            self.forget()
         return None
 
     def forget(self) -> None:
@@ -217,8 +219,11 @@ def _changes(before: Sequence[Node], after: Sequence[Node]) -> str:
     return f", in which {said}" if said else ""
 
 
-def _advice(config: RunConfig) -> str:
-    grow = "raise cluster.local_cpus" if address_of(config) is None else "add nodes"
-    if address_of(config) is not None and not config.cluster.grows:
-        grow += " (cluster.grows=true where an autoscaler does)"
+def _advice(config: RunConfig, missing: Sequence[str] = ()) -> str:
+    if address_of(config) is not None:
+        grow = "add nodes" if config.cluster.grows else "add nodes (cluster.grows=true where an autoscaler does)"
+    elif all("'" not in phrase and " CPU needed" in phrase for phrase in missing):
+        grow = "raise cluster.local_cpus"
+    else:
+        grow = "join a cluster that has it (cluster.address)"
     return f"lower rollout.actors or deepspeed.ranks, or {grow}"

@@ -80,7 +80,9 @@ def _dry_run(config: RunConfig) -> int:
 
     print(to_yaml(config))
     try:
-        print("\n".join(f"# {line}" for line in (*placement_lines(config), *memory_table(config))))
+        print(
+            "\n".join(f"# {line}" for line in (*placement_lines(config), *memory_table(config), *_only_planned(config)))
+        )
         _refuse(memory_problems(config))
     except (ClusterError, ConfigError) as error:
         return fail(error, BAD_INPUT)

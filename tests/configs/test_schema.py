@@ -65,6 +65,24 @@ def test_every_key_is_read_somewhere() -> None:
         ({"rollout": {"gpus_per_actor": 1}}, ("rollout.gpus_per_actor (1)", "deepspeed.gpus_per_rank (0)")),
         ({"rollout": {"tensor_parallel": 2}}, ("rollout.tensor_parallel (2)", "rollout.gpus_per_actor")),
         (
+            {"rollout": {"gpus_per_actor": 1.5}, "deepspeed": {"gpus_per_rank": 1}},
+            ("rollout.gpus_per_actor (1.5)", "give 1, or a share of it"),
+        ),
+        (
+            {"rollout": {"gpus_per_actor": 1}, "deepspeed": {"gpus_per_rank": 2}},
+            ("deepspeed.gpus_per_rank (2)", "give 1, or a share of it"),
+        ),
+        (
+            {
+                "rollout": {"gpus_per_actor": 0.5, "tensor_parallel": 2},
+                "deepspeed": {"gpus_per_rank": 0.5},
+                "cluster": {"colocated": True},
+            },
+            ("rollout.tensor_parallel (2)", "whole GPUs", "rollout.gpus_per_actor is 0.5"),
+        ),
+        ({"rollout": {"node_resources": {"GPU": 1}}}, ("GPU: has a key of its own",)),
+        ({"deepspeed": {"node_labels": {"zone": "in(a"}}}, ("node_labels", "must be a label's value")),
+        (
             {"env": {"name": "math", "data": "x.jsonl", "grade_timeout_s": 5}},
             ("env.grade_timeout_s (5)", "rollout.env_timeout_s (10)"),
         ),
@@ -79,11 +97,11 @@ def test_every_key_is_read_somewhere() -> None:
         ({"cluster": {"colocated": True}}, ("cluster.colocated", "rollout.gpus_per_actor (0)")),
         (
             {
-                "rollout": {"actors": 2, "gpus_per_actor": 0.5, "tensor_parallel": 2},
-                "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5},
+                "rollout": {"actors": 2, "gpus_per_actor": 0.5},
+                "deepspeed": {"ranks": 1, "gpus_per_rank": 0.5},
                 "cluster": {"colocated": True},
             },
-            ("deepspeed.ranks (2)", "rollout.actors (2)", "rollout.tensor_parallel (2)"),
+            ("deepspeed.ranks (1)", "rollout.actors (2)", "rollout.tensor_parallel (1)"),
         ),
         ({"env": {"name": "countdown", "max_turns": 3}}, ("max_turns (3)", "max_actions (1)")),
         ({"env": {"name": "frozen_lake", "actions_per_turn": 9}}, ("actions_per_turn (9)", "max_actions (6)")),

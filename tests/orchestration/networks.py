@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from tests.orchestration.test_job_submit import BIN
 
@@ -66,13 +66,15 @@ class Network:
         _ip("link", "del", name)
         process = self._nodes.pop(address)
         for pid in subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one whose parent was killed before may end by itself
+                os.kill(int(pid), signal.SIGKILL)
         process.wait(LIMIT_S)
         _ip("netns", "del", name)
 
     def close(self) -> None:
         for address in reversed(list(self._nodes)):
-            self.remove(address)
+            with suppress(subprocess.SubprocessError):  # what is left of the others is taken away all the same
+                self.remove(address)
         _ip("link", "del", self._bridge)
 
     def _inside(self, number: int) -> list[str]:
@@ -109,13 +111,17 @@ def why_not() -> str:
     """What keeps this machine from having such nodes; empty where nothing does."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if not any((Path(folder) / "ip").exists() for folder in ("/sbin", "/usr/sbin", "/bin", "/usr/bin")):
+    if shutil.which("ip") is None:
         return "there is no `ip` (apt install iproute2)"
-    name = f"s{os.getpid()}try"
-    made = subprocess.run(["ip", "link", "add", name, "type", "bridge"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no bridges can be made here: {made.stderr.strip()}"
-    _ip("link", "del", name)
+    name = f"s{os.getpid() % 10_000}try"
+    for made, away in (
+        (["netns", "add", name], ["netns", "del", name]),
+        (["link", "add", name, "type", "bridge"], ["link", "del", name]),
+    ):
+        done = subprocess.run(["ip", *made], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"ip {' '.join(made)}: {done.stderr.strip()}"
+        _ip(*away)
     return ""
 
 

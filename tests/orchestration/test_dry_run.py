@@ -101,8 +101,8 @@ def test_the_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["cluster.gpu_memory_gib=24", "rollout.gpu_memory_share=1", "deepspeed.tokens_per_micro_batch=512"],
             # All of the GPU, captured graphs of 1, two buckets of 0.27 and a layer.
-            "a rollout actor needs 25.57 GiB of 24.00 (cluster.gpu_memory_gib) while taking weights; the largest term "
-            "is KV cache with 21.42 GiB: lower rollout.gpu_memory_share",
+            "a rollout actor needs 24.57 GiB of 24.00 (cluster.gpu_memory_gib) while taking weights; the largest term "
+            "is KV cache with 20.42 GiB: lower rollout.gpu_memory_share",
         ),
         (
             ["cluster.gpu_memory_gib=24", "rollout.gpu_memory_share=0.1", "deepspeed.tokens_per_micro_batch=512"],

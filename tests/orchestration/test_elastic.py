@@ -61,6 +61,11 @@ class Stage:
     def _enough(self) -> None:
         self.asked = False
 
+    def asks(self) -> bool:
+        """Whether it asks for room, after a look."""
+        self.look()
+        return self.asked
+
     def wish(self, text: str) -> None:
         (self.folder / "scale.json").write_text(text)
 
@@ -106,17 +111,13 @@ def test_what_there_is_no_room_for_is_said_and_tried_again(tmp_path: Path) -> No
 def test_room_is_no_longer_asked_for_when_the_wish_is_taken_back(tmp_path: Path) -> None:
     stage = Stage(tmp_path, room=1)
     stage.wish('{"actors": 4}')
-    stage.look()
-    assert stage.asked
+    assert stage.asks()
     stage.wish('{"actors": 3}')
-    stage.look()
-    assert not stage.asked
+    assert not stage.asks()
     stage.wish('{"actors": 5}')
-    stage.look()
-    assert stage.asked
+    assert stage.asks()
     stage.wish('{"actors": 1}')
-    stage.look()
-    assert not stage.asked
+    assert not stage.asks()
 
 
 def test_actors_are_added_as_the_cluster_has_room(tmp_path: Path) -> None:

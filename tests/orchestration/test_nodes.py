@@ -55,7 +55,9 @@ def test_a_dry_run_looks_at_the_cluster(cluster: Cluster) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    plan = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("# ")][-4:]
+    said = [line.removeprefix("# ") for line in done.stdout.splitlines() if line.startswith("# ")]
+    end = next(i for i, line in enumerate(said) if line.startswith("memory of each"))
+    plan = [line.partition(": ")[2] for line in said[end - 4 : end]]
     assert sorted(plan[:3]) == [
         "learner rank 0-1; left 0 of 2 CPU",
         "nothing of this run; left nothing",

@@ -61,6 +61,15 @@ def test_what_does_not_fit_is_said_and_by_how_much() -> None:
     assert words([LEARNERS]) == ["no place for 2 of 2 learner rank: 2 CPU more needed"]
 
 
+def test_a_share_of_a_gpu_is_one_gpus() -> None:
+    shares = Role("rollout actor", 13, 0.0, 0.6)
+    assert lacking([shares], [node(CPU=32, GPU=8)]) == [
+        "single nodes have room for 8 of 13 rollout actor, each with {'GPU': 0.6}"
+    ]
+    halves = Role("rollout actor", 5, 0.0, 0.5)
+    assert words([halves], Node("a", {"GPU": 2}, {"GPU": 1.5}))[-1].startswith("no place for 2 of 5 rollout actor")
+
+
 def test_what_others_hold_is_not_given_twice() -> None:
     busy = Node("a", {"CPU": 8.0, "memory": 1e9, "node:10.0.0.1": 1.0}, {"CPU": 1.0, "memory": 1e9})
     assert (

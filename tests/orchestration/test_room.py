@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Cluster:
     monkeypatch.setattr(room, "placement_group_table", cluster.table)
     monkeypatch.setattr(room, "remove_placement_group", cluster.remove)
     monkeypatch.setattr(room, "time", cluster_clock(cluster))
-    monkeypatch.setattr(room, "cluster_nodes", lambda: cluster.nodes)
+    monkeypatch.setattr(room, "cluster_nodes", lambda: [replace(n, free={"CPU": cluster.free}) for n in cluster.nodes])
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": cluster.free})
     return cluster
 
