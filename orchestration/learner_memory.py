@@ -19,9 +19,8 @@ REUSED_WITHIN = STEPPED_AT_ONCE = 10**9
 # As in learner/logprobs.py, which is about tensors: logits at once, and beyond how many they are worked on in parts.
 CHUNK, MANY = 2**24, 2**26
 GATHER_MIB = 4  # of learner/gather.py
-# Resident memory on CPUs beyond the other terms, measured on quickstart.yaml: about 470 MiB are imported libraries, the
-# rest is what the allocator keeps of freed blocks.
-LIBRARIES = 700 * MIB
+# Resident memory on CPUs beyond the other terms, measured on quickstart.yaml: imported libraries.
+LIBRARIES = 470 * MIB
 
 UPDATING, STEPPING, SENDING, LOADING = "updating", "stepping", "sending weights", "loading the model"
 

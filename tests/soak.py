@@ -84,7 +84,7 @@ def watch(root: Path, seconds: float, overrides: list[str]) -> list[dict[str, An
 
 def reading(driver: int, run: Path, at_s: float) -> dict[str, Any]:
     """Memory (MiB) and open files by kind of process, the run's and Ray's folder, updates done."""
-    memory, files = defaultdict[str, float](float), defaultdict[str, int](int)
+    memory, files, peak = defaultdict[str, float](float), defaultdict[str, int](int), defaultdict[str, float](float)
     session: Path | None = None
     parent = psutil.Process(driver)
     for process in [parent, *parent.children(recursive=True)]:
@@ -93,12 +93,14 @@ def reading(driver: int, run: Path, at_s: float) -> dict[str, Any]:
             kind = "driver" if process.pid == driver else next((k for mark, k in KINDS.items() if mark in said), "ray")
             memory[kind] += process.memory_info().rss / 2**20
             files[kind] += process.num_fds()
+            peak[kind] += _peak_mib(process.pid)
             if log := re.search(r"/gcs_server --log_dir=(\S+)", said):
                 session = Path(log[1]).parent
     there = _files(run)
     checkpoints = len(list((run / "checkpoints").glob("step-*")))
     return {
-        "at_s": at_s, "memory_mib": dict(memory), "files": dict(files), "folder_files": len(there),
+        "at_s": at_s, "memory_mib": dict(memory), "peak_mib": dict(peak), "files": dict(files),
+        "folder_files": len(there),
         "folder_mib": _mib(there), "ray_folder_mib": _mib(_files(session)) if session else 0.0,
         "checkpoints": checkpoints,
         "updates": len((run / "metrics.jsonl").read_bytes().splitlines()),
@@ -114,7 +116,8 @@ def figures_of(readings: list[dict[str, Any]]) -> dict[str, Any]:
         level = np.array([one["memory_mib"].get(kind, 0.0) for one in late])
         slope = float(np.polyfit(hours, level, 1)[0])
         kinds[kind] = {
-            "level_mib": float(level.mean()), "slope_mib_an_hour": slope,
+            "level_mib": float(level.mean()), "peak_mib": late[-1]["peak_mib"].get(kind, 0.0),
+            "slope_mib_an_hour": slope,
             "flat": bool(slope < FLAT_SHARE_AN_HOUR * level.mean()),
             "files_first": late[0]["files"].get(kind, 0), "files_last": late[-1]["files"].get(kind, 0),
         }  # fmt: skip
@@ -138,6 +141,14 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(path)
+
+
+def _peak_mib(pid: int) -> float:
+    """The most it ever had resident."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    return 0.0
 
 
 def _files(folder: Path) -> list[Path]:
