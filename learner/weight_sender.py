@@ -37,7 +37,10 @@ LOOK_S = 0.005  # between looks whether all have come
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
-    """Where the group meets and how the stream is cut; `timeout_s` bounds every wait of the group."""
+    """Where the group meets and how the stream is cut; `timeout_s` bounds every wait of the group.
+
+    master_port: 0 for one that is free then. One that was free before may be an engine's by now.
+    """
 
     backend: ClassVar[str] = "gloo"
 
@@ -68,11 +71,12 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             raise ValueError("the gloo weight transfer needs a source of weights")
         engine = cls(client=client, source=source)
         engine._open(source.metadata(), init_info)
-        worker_info = {k: v for k, v in asdict(init_info).items() if k not in ("rank", "bucket_bytes")}
         timeout = timedelta(seconds=init_info.timeout_s)
         # The store must be there before the workers look for it: who finds nothing tries again after a pause.
         address, port = init_info.master_address, init_info.master_port
         store = dist.TCPStore(address, port, init_info.world_size, True, timeout, wait_for_workers=False)
+        worker_info = {k: v for k, v in asdict(init_info).items() if k not in ("rank", "bucket_bytes")}
+        worker_info["master_port"] = store.port
         # The workers wait in the rendezvous for rank 0, so both sides must be under way at once.
         with ThreadPoolExecutor(max_workers=1) as side:
             workers = side.submit(client.init_weight_transfer_engine, worker_info | {"rank_offset": 1})
@@ -210,7 +214,7 @@ class WeightSender:
         info: TrainerInitInfo = (
             NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=bucket_bytes, rank=0)
             if config.transfer_backend == "nccl"
-            else GlooTrainerInitInfo(address, port, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=0)
+            else GlooTrainerInitInfo(address, 0, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=0)
         )
         lasting = config.transfer_backend == "nccl"
         self._source = Zero3Source(module, getattr(torch, config.model.dtype), lasting)

@@ -118,6 +118,16 @@ class TestBroadcast:
         connected(module, actors).send(2)
         assert [version for version, _ in ray.get([a.state.remote() for a in actors])] == [2, 2]
 
+    def test_a_port_that_was_taken_meanwhile_does_no_harm(self) -> None:
+        """Engines that start beside it look for free ports too."""
+        actors = receivers("")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port, config = taken.getsockname()[1], RunConfig.model_validate({"sync": {"bucket_mib": 1}})
+            WeightSender(model(), dict(enumerate(actors)), "127.0.0.1", port, config).send(4)
+        assert ray.get(actors[0].state.remote())[0] == 4
+
     def test_an_actor_with_other_bytes_is_named(self) -> None:
         sender = connected(model(), receivers("", "damages"))
         with pytest.raises(
