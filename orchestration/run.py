@@ -80,9 +80,8 @@ def _dry_run(config: RunConfig) -> int:
 
     print(to_yaml(config))
     try:
-        print(
-            "\n".join(f"# {line}" for line in (*placement_lines(config), *memory_table(config), *_only_planned(config)))
-        )
+        lines = [*placement_lines(config), *memory_table(config), *_only_planned(config)]
+        print("\n".join(f"# {line}" for line in lines))
         _refuse(memory_problems(config))
     except (ClusterError, ConfigError) as error:
         return fail(error, BAD_INPUT)
@@ -94,12 +93,27 @@ def _check_start(config: RunConfig) -> None:
     from orchestration.memory_table import memory_problems
 
     _refuse([*_only_planned(config), *memory_problems(config)])
+    # Processes on GPUs would say so one by one, and minutes later.
+    _refuse(_without_nccl(config))
 
 
 def _only_planned(config: RunConfig) -> list[str]:
     if not config.cluster.colocated:
         return []
     return ["cluster.colocated: engines and learner ranks on the same GPUs can be planned with --dry-run, not yet run"]
+
+
+def _without_nccl(config: RunConfig) -> list[str]:
+    if config.deepspeed.gpus_per_rank == 0:
+        return []
+    from torch.distributed import is_nccl_available
+
+    if is_nccl_available():
+        return []
+    return [
+        f"deepspeed.gpus_per_rank ({config.deepspeed.gpus_per_rank:g}): the installed torch has no NCCL; GPUs need the "
+        "CUDA lock: FLAVOUR=cuda bash requirements/setup.sh"
+    ]
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed
 
 from orchestration import run
 from orchestration.cluster import ROOT
@@ -128,6 +129,21 @@ def test_what_cannot_fit_is_one_line(
     assert says in line
     assert bool(lines_of(printed.out)) == dry
     assert not root.exists()
+
+
+@pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")
+def test_gpus_without_nccl_are_refused_before_anything_starts(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    assert called(SMALL, *ON_GPUS, f"model.path={model}", f"run.root={root}") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: deepspeed.gpus_per_rank (1): the installed torch has no NCCL; GPUs need the CUDA lock: "
+        "FLAVOUR=cuda bash requirements/setup.sh"
+    )
+    assert not root.exists()
+    assert called(SMALL, "--dry-run", *ON_GPUS, f"model.path={model}") == 0
 
 
 def test_all_that_cannot_fit_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
