@@ -8,14 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.orchestration.test_job_submit import BIN
 
 LIMIT_S = 90.0
 PORT, DASHBOARD = 6390, 8270  # each node has all ports to itself
+RAYS = Path("/tmp/ray")
 
 
 class Network:
@@ -24,6 +27,8 @@ class Network:
     def __init__(self) -> None:
         self._tag, self._numbers = f"s{os.getpid() % 10_000}", itertools.count(1)
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="nodes-"))
+        RAYS.mkdir(exist_ok=True)
         self.environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
         self.environment.pop("RAY_ADDRESS", None)
         _ip("link", "add", self._bridge, "type", "bridge")
@@ -76,9 +81,17 @@ class Network:
             with suppress(subprocess.SubprocessError):  # what is left of the others is taken away all the same
                 self.remove(address)
         _ip("link", "del", self._bridge)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _inside(self, number: int) -> list[str]:
-        return ["ip", "netns", "exec", f"{self._tag}n{number}"]
+        """What a command line begins with that runs on a node. Each has a folder of its own where Ray keeps its files:
+
+        in a common one nodes unpack the same job side by side, and take it from under each other's feet.
+        """
+        own = self._folder / str(number)
+        own.mkdir(exist_ok=True)
+        mounted = ["sh", "-c", f'mount --bind "$0" {RAYS} && exec "$@"', str(own)]
+        return ["ip", "netns", "exec", f"{self._tag}n{number}", *mounted]
 
     @property
     def _bridge(self) -> str:
