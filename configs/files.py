@@ -6,10 +6,11 @@ A named pipe that nobody writes to would be waited for without end, a device wou
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def open_file(path: Path | str) -> BinaryIO:
@@ -34,3 +35,16 @@ def read_file(path: Path | str, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"Has more than {most_bytes:,} bytes", str(path))
     return data
+
+
+def json_object(path: Path | str, most_bytes: int) -> dict[str, Any]:
+    """A JSON file that holds an object, of at most that many bytes. Raises ValueError: the path and what is wrong."""
+    try:
+        value = json.loads(read_file(path, most_bytes).decode())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: an object is expected")
+    return value

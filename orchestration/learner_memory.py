@@ -84,8 +84,8 @@ def _state(config: RunConfig, shape: ModelShape) -> list[tuple[Term, bool]]:
     ]
     if _has_reference(config):
         without = either(of_weights, "set grpo.kl.coefficient=0")
-        terms.append((Term("reference policy", share(shape.parameters, settings.ranks) * width, without), False))
-        terms[-1] = (terms[-1][0], offload == "all")
+        reference = Term("reference policy", share(shape.parameters, settings.ranks) * width, without)
+        terms.append((reference, offload == "all"))
     return terms
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from configs.files import read_file
+from configs.files import json_object
 from configs.schema import RunConfig
 from configs.seeds import FIRST_DEMONSTRATION_SEED
 from configs.shown import safe
@@ -134,14 +134,9 @@ def _check_code(key: str, folder: Path) -> None:
 def _settings_in(key: str, path: Path) -> dict[str, Any]:
     """A model's JSON file. Raises PolicyError."""
     try:
-        settings = json.loads(read_file(path, _MOST_SETTINGS_BYTES).decode())
-    except OSError as error:
-        raise PolicyError(f"{key}: {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{key}: {path} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise PolicyError(f"{key}: {path}: an object is expected")
-    return settings
+        return json_object(path, _MOST_SETTINGS_BYTES)
+    except ValueError as error:
+        raise PolicyError(f"{key}: {error}") from error
 
 
 def _has_chat_template(folder: Path) -> bool:

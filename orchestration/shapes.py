@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.files import read_file
+from configs.files import json_object
 from configs.schema import RunConfig
 
 MOST_BYTES = 2**24
@@ -124,13 +123,9 @@ def shape_of(config: RunConfig) -> ModelShape:
 def shape_in(file: Path) -> ModelShape:
     """Of a model's config.json. Raises ShapeError."""
     try:
-        settings = json.loads(read_file(file, MOST_BYTES).decode())
-    except OSError as error:
-        raise ShapeError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ShapeError(f"{file}: no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ShapeError(f"{file}: an object is expected")
+        settings = json_object(file, MOST_BYTES)
+    except ValueError as error:
+        raise ShapeError(str(error)) from error
     try:
         return parsed(settings)
     except ShapeError as error:
