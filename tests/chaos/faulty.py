@@ -23,7 +23,7 @@ from envs.trajectory import Group, Ticket
 from learner.rank import LearnerRank
 from learner.update_sums import UpdateSums
 from orchestration import run, session
-from tests.chaos.faults import AT_BROADCAST, AT_TICKET, Kind, read
+from tests.chaos.faults import AT_BROADCAST, AT_QUEUE, AT_TICKET, Kind, read
 from tests.chaos.faulty_env import FAULTS, FOR_EVER_S, make, once
 
 TRAINED = "SESA_CHAOS_TRAINED"
@@ -38,19 +38,14 @@ class FaultyActor(RolloutActor):
         faults = read(Path(os.environ[FAULTS]))
         self._at_tickets = [fault for fault in faults if fault.kind in AT_TICKET]  # a ticket may meet several
         self._at_version = {fault.at: fault for fault in faults if fault.kind in AT_BROADCAST and fault.whom == index}
-        self._whole = self._outbox.put
+        self._put = self._outbox.put
+        self._outbox.put = self._put_faultily  # type: ignore[method-assign]
 
     async def _sample_group(self, ticket: Ticket, sampler: Any) -> Group:
-        kinds = [fault.kind for fault in self._at_tickets if fault.at == ticket.index]
-        for kind in kinds:
-            if kind is Kind.POISON or once(f"{kind} {ticket.index}"):
+        for kind in (fault.kind for fault in self._at_tickets if fault.at == ticket.index):
+            if kind is Kind.POISON or (kind not in AT_QUEUE and once(f"{kind} {ticket.index}")):
                 await self._fail(kind)
-        group = await super()._sample_group(ticket, sampler)
-        if Kind.CORRUPT in kinds and once(f"corrupted {ticket.index}"):
-            self._outbox.put = self._corrupt  # type: ignore[method-assign]
-        if Kind.QUEUED_EXIT in kinds and once(f"put {ticket.index}"):
-            self._outbox.put = self._put_and_exit  # type: ignore[method-assign]
-        return group
+        return await super()._sample_group(ticket, sampler)
 
     async def _fail(self, kind: Kind) -> None:
         if kind in (Kind.EXIT, Kind.POISON):
@@ -58,13 +53,22 @@ class FaultyActor(RolloutActor):
         if kind in (Kind.ENGINE_HANGS, Kind.ENGINE_RAISES):
             await self._engine._thread.call(_breaking_next_step(self._engine._thread, kind))
 
-    async def _corrupt(self, data: bytes, era: int) -> str:
-        self._outbox.put = self._whole  # type: ignore[method-assign]
-        return await self._whole(data[: len(data) // 2] + b"\0" + data[len(data) // 2 + 1 :], era)
-
-    async def _put_and_exit(self, data: bytes, era: int) -> str:
-        await self._whole(data, era)
-        os._exit(1)
+    async def _put_faultily(self, data: bytes, era: int) -> str:
+        """What is to go wrong with a ticket's message goes wrong with the first one from there on: its own may be
+        filtered, and a message that nobody sends cannot be damaged."""
+        sent = read_header(data).index
+        kinds = {
+            fault.kind
+            for fault in self._at_tickets
+            if fault.kind in AT_QUEUE and fault.at <= sent and once(f"{fault.kind} {fault.at}")
+        }
+        if Kind.CORRUPT in kinds:
+            middle = len(data) // 2
+            data = data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+        name = await self._put(data, era)
+        if Kind.QUEUED_EXIT in kinds:
+            os._exit(1)
+        return name
 
     async def update_weights(self, update_info: Any, version: int) -> Received:
         fault = self._at_version.get(version)
