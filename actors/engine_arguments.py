@@ -18,6 +18,8 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
             "tensor_parallel_size": rollout.tensor_parallel,
             # In a placement group vLLM would start Ray actors for the parts, in bundles of one GPU each.
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
+            # Weights and cache then lie in memory that vLLM can give back and get again at the same addresses.
+            "enable_sleep_mode": config.cluster.colocated,
         }
         if on_gpu
         else {

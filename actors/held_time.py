@@ -1,4 +1,4 @@
-"""A time limit that stands still while the engine takes weights: another actor's fault there costs no ticket."""
+"""A time limit that stands still while the engine takes weights or sleeps: what others do there costs no ticket."""
 
 from __future__ import annotations
 
@@ -19,15 +19,25 @@ class HeldTime:
         self._seconds = 0.0
         self._since: float | None = None
 
+    def hold(self) -> None:
+        """Nobody can go on from here on; nothing new where that is so already."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def release(self) -> None:
+        """All can go on, whatever held them."""
+        if self._since is not None:
+            self._seconds += time.monotonic() - self._since
+            self._since = None
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody can go on meanwhile; one at a time."""
-        self._since = time.monotonic()
+        """Nobody can go on meanwhile, and all can afterwards."""
+        self.hold()
         try:
             yield
         finally:
-            self._seconds += time.monotonic() - self._since
-            self._since = None
+            self.release()
 
     async def within(self, limit_s: float, work: Coroutine[Any, Any, T]) -> T:
         """What the work returns. Raises TimeoutError, with the work cancelled, after `limit_s` of its own."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -20,12 +18,12 @@ from actors.held_time import HeldTime
 from actors.outbox import Outbox
 from actors.place import Place
 from actors.receipt import Receipt, receipt_of, verdict_on
-from actors.received import Received
 from actors.rollout import Rollout, Sampler, Shared
 from actors.samplers.build import build_sampler
 from actors.samplers.dde import DdeSampler
 from actors.samplers.parallel import ParallelSampler
 from actors.samplers.recoverability import Recoverability
+from actors.takes_weights import TakesWeights
 from configs.network import speak_from
 from configs.samplers import SamplerSettings
 from configs.schema import RunConfig
@@ -35,8 +33,8 @@ from envs.registry import make_env
 from envs.trajectory import Group, Ticket, Trajectory, Verdict
 
 
-class RolloutActor:
-    """Samples tickets with the run's sampler, queues their groups, receives weights between two engine steps."""
+class RolloutActor(TakesWeights):
+    """Samples tickets with the run's sampler and queues their groups; between two engine steps it takes weights."""
 
     # replay: name of the queue; a handle Ray would keep in its object store, and warn that restarts may miss it.
     # stacks: folder for what its threads were doing when the engine hung.
@@ -60,10 +58,6 @@ class RolloutActor:
 
     async def pulse(self) -> None:
         """A sign of life."""
-
-    async def policy_version(self) -> int:
-        """Of the weights the engine holds."""
-        return self._engine.version
 
     async def sample(self, ticket: Ticket, era: int = 0) -> Receipt:
         """Sample one ticket and queue its group. Raises EngineError only: then the actor itself is of no use.
@@ -102,24 +96,6 @@ class RolloutActor:
 
     async def clock(self) -> EngineClock:
         return self._engine.clock()
-
-    async def init_weight_transfer_engine(self, init_info: Any) -> None:
-        """Join the learner's weight group, leaving the one before; `init_info` is the transfer backend's."""
-        with self._held_time.held():
-            await self._engine.worker_call("shutdown_weight_transfer_engine")
-            await self._engine.worker_call("init_weight_transfer_engine", init_info=init_info)
-
-    async def update_weights(self, update_info: Any, version: int) -> Received:
-        """Take what the learner sends and go on sampling as `version`. After an error the engine stays paused."""
-        began = time.monotonic()
-        await self._engine.pause()
-        paused = time.monotonic()
-        with self._held_time.held():
-            received: Received = await self._engine.worker_call("take_weights", update_info=update_info)
-        loaded = time.monotonic()
-        await self._engine.resume(str(version))
-        pause_s, load_s = paused - began, time.monotonic() - loaded
-        return replace(received, pause_s=received.pause_s + pause_s, load_s=received.load_s + load_s)
 
     async def _sample_group(self, ticket: Ticket, sampler: Sampler) -> Group:
         rollout = Rollout(ticket, self._shared)

@@ -155,30 +155,49 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
 
 class WeightTaking:
-    """What vLLM's worker can do beside its own (`worker_extension_cls`): a whole weight update in one call."""
+    """What vLLM's worker can do beside its own (`worker_extension_cls`): a weight update that can be made again.
+
+    `take_weights` is a whole one. One in parts is `start_weight_update`, `take_part` for each, `finish_weight_update`.
+    """
 
     weight_transfer_engine: Any
     vllm_config: Any
     start_weight_update: Any
     update_weights: Any
     finish_weight_update: Any
+    shutdown_weight_transfer_engine: Any
+    _weight_update_active: bool
 
     def take_weights(self, update_info: dict[str, Any]) -> Received:
         """Receive and load. After an error the weights are of no use, and a later call that gets all of them works."""
         began = time.monotonic()
         self.start_weight_update()
         ready = time.monotonic()
-        try:
-            self.update_weights(update_info)
-        except BaseException:
-            # Layers that got a part of their parameters would take the next update's for the rest.
-            with set_current_vllm_config(self.vllm_config):
-                self.weight_transfer_engine.finish_weight_update()
-            raise
+        self.take_part(update_info)
         self.finish_weight_update()
         waited_s = getattr(self.weight_transfer_engine, "waited_s", 0.0)
         checksum = getattr(self.weight_transfer_engine, "checksum", None)
         return Received(ready - began, waited_s, time.monotonic() - ready - waited_s, checksum)
+
+    def take_part(self, update_info: dict[str, Any]) -> None:
+        """Receive and load a part of an update. An error is the end of the whole of it."""
+        try:
+            self.update_weights(update_info)
+        except BaseException:
+            self._end_update()
+            raise
+
+    def leave_weight_group(self) -> None:
+        """Whatever became of its last update."""
+        if self._weight_update_active:  # the learner went away between two parts
+            self._end_update()
+            self._weight_update_active = False
+        self.shutdown_weight_transfer_engine()
+
+    def _end_update(self) -> None:
+        """Layers that got a part of their parameters would take the next update's for the rest."""
+        with set_current_vllm_config(self.vllm_config):
+            self.weight_transfer_engine.finish_weight_update()
 
 
 def unpacked(packed: Tensor, bucket: Sequence[Parameter]) -> list[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from configs.environments import EnvSettings, FrozenLakeSettings, MathSettings
 from configs.nodes import NodeLabels, NodeResources
 from configs.objectives import GrpoSettings
 from configs.samplers import ParallelSettings, SamplerSettings
+from configs.sharing import check_sharing
 
 
 class StopSettings(Settings):
@@ -187,7 +188,7 @@ class DeepspeedSettings(Settings):
 
 class SyncSettings(Settings):
     backend: Literal["auto", "nccl", "gloo"] = Field(
-        "auto", description="auto: nccl when the engines have GPUs, else gloo"
+        "auto", description="auto: on GPUs nccl, or CUDA IPC with cluster.colocated; on CPUs gloo"
     )
     bucket_mib: PositiveInt = Field(16, description="packed broadcast buffer")
     checksum: bool = Field(False, description="compare a CRC-32 of what was sent with what every actor received")
@@ -242,7 +243,9 @@ class ClusterSettings(Settings):
         None, description="memory of one GPU, for the estimate of what a run needs; empty: nothing is compared with it"
     )
     colocated: bool = Field(
-        False, description="each learner rank shares its GPU with an engine, which sleeps while the rank updates"
+        False,
+        description="engines sleep while the learner updates; each learner rank shares its GPU with an engine, "
+        "on CPUs all share the cores",
     )
 
 
@@ -304,8 +307,8 @@ class RunConfig(Settings):
             raise ValueError(
                 "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
             )
-        if self.sync.checksum and self.transfer_backend == "nccl":
-            raise ValueError("sync.checksum works with sync.backend gloo only: vLLM's NCCL transfer gives no checksums")
+        if self.sync.checksum and self.transfer_backend != "gloo":
+            raise ValueError("sync.checksum works with sync.backend gloo only: vLLM's own transfers give no checksums")
         if isinstance(self.env, MathSettings) and 2 * self.env.grade_timeout_s >= self.rollout.env_timeout_s:
             raise ValueError(
                 f"env.grade_timeout_s ({self.env.grade_timeout_s:g}) must be below half of rollout.env_timeout_s "
@@ -335,33 +338,19 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _gpus_are_shared_as_said(self) -> RunConfig:
-        """An engine and a rank are on one GPU exactly where cluster.colocated says so."""
-        asked = f"rollout.gpus_per_actor ({self.rollout.gpus_per_actor:g}) and deepspeed.gpus_per_rank "
-        asked += f"({self.deepspeed.gpus_per_rank:g})"
-        together = self.rollout.gpus_per_actor + self.deepspeed.gpus_per_rank
-        if not self.cluster.colocated:
-            if 0 < together <= 1:
-                raise ValueError(
-                    f"{asked} let an engine and a learner rank be on one GPU at once: give each a whole one, or set "
-                    "cluster.colocated"
-                )
-            return self
-        if together == 0:
-            raise ValueError(f"cluster.colocated is for GPUs: {asked} ask for none")
-        if together > 1:
-            raise ValueError(f"cluster.colocated: {asked} must fit on one GPU, for instance 0.5 each")
-        engines = self.rollout.actors * self.rollout.tensor_parallel
-        if self.deepspeed.ranks != engines:
-            raise ValueError(
-                f"cluster.colocated: deepspeed.ranks ({self.deepspeed.ranks}) must be rollout.actors "
-                f"({self.rollout.actors}) times rollout.tensor_parallel ({self.rollout.tensor_parallel}): a rank and a "
-                "part of an engine on each GPU"
-            )
+        check_sharing(self)
         return self
 
     @property
-    def transfer_backend(self) -> Literal["nccl", "gloo"]:
-        """Which weight-transfer backend serves both ends: vLLM's own NCCL engine for GPUs, our gloo engine for CPUs."""
+    def shares_gpus(self) -> bool:
+        """Whether every engine is on the GPU of a learner rank."""
+        return self.cluster.colocated and self.rollout.gpus_per_actor > 0
+
+    @property
+    def transfer_backend(self) -> Literal["nccl", "ipc", "gloo"]:
+        """Which weight-transfer backend serves both ends: on GPUs vLLM's own NCCL or CUDA IPC, on CPUs our gloo."""
         if self.sync.backend != "auto":
             return self.sync.backend
+        if self.shares_gpus:
+            return "ipc"
         return "nccl" if self.rollout.gpus_per_actor > 0 else "gloo"

@@ -1,4 +1,4 @@
-"""Whole parameters out of a ZeRO-3 module, brought to rank 0: every rank must iterate in lockstep."""
+"""Whole parameters out of a ZeRO-3 module, brought to rank 0 or to all: every rank must iterate in lockstep."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from learner.merge import PlainParameter, plain_parameters
 CHUNK_BYTES = 4 << 20  # gathered in one message
 
 
-def gathered_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor in `dtype`) of every parameter of the checkpoint, adapters merged; nothing on ranks above 0.
+def gathered_parameters(
+    module: nn.Module, dtype: torch.dtype, everywhere: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor in `dtype`) of every parameter of the checkpoint, adapters merged.
 
-    A tensor may be overwritten once the next one is asked for. Raises MergeError.
+    On ranks above 0 nothing, unless `everywhere`. A tensor may be overwritten once the next one is asked for. Raises
+    MergeError.
     """
     memory = _Memory()
     for chunk in _chunks(plain_parameters(module)):
-        whole = _gathered([part for parameter in chunk for part in parameter.parts], memory)
+        whole = _gathered([part for parameter in chunk for part in parameter.parts], memory, everywhere)
         if whole is None:
             continue
         for parameter in chunk:
@@ -43,8 +46,8 @@ def _chunks(parameters: Sequence[PlainParameter]) -> Iterator[list[PlainParamete
         yield chunk
 
 
-def _gathered(parameters: Sequence[Any], memory: _Memory) -> Iterator[Tensor] | None:
-    """The whole parameters on rank 0, None elsewhere. Ranks hold equal slices of each; the last one is padded.
+def _gathered(parameters: Sequence[Any], memory: _Memory, everywhere: bool) -> Iterator[Tensor] | None:
+    """The whole parameters on rank 0 or on all, else None. Ranks hold equal slices of each; the last one is padded.
 
     The slices are read as they lie, not by DeepSpeed's own gather: that one brings them to every rank, and copies more.
     """
@@ -54,19 +57,39 @@ def _gathered(parameters: Sequence[Any], memory: _Memory) -> Iterator[Tensor] | 
     slices = [p.ds_tensor.detach() for p in parameters]
     if dist.get_backend(group) == "nccl":
         slices = [s.cuda() for s in slices]  # offloaded ones lie in the host's memory
-    count = sum(s.numel() for s in slices)
-    if dist.get_rank(group) > 0:
-        dist.send(torch.cat(slices, out=memory.take("sent", count, slices[0])), group=group, group_dst=0)
+    if everywhere and dist.get_world_size(group) > 1:
+        of_ranks = _of_all_ranks(slices, group, memory)
+    elif dist.get_rank(group) > 0:
+        dist.send(_end_to_end(slices, memory), group=group, group_dst=0)
         return None
+    else:
+        of_ranks = [slices, *_of_other_ranks(slices, group, memory)]
+    whole = memory.take("whole", sum(s.numel() for s in slices) * len(of_ranks), slices[0])
+    return _joined(parameters, zip(*of_ranks, strict=True), whole)
+
+
+def _of_all_ranks(slices: Sequence[Tensor], group: Any, memory: _Memory) -> list[Sequence[Tensor]]:
+    """Every rank's slices, this one's too, on every rank."""
+    sent = _end_to_end(slices, memory)
+    received = [memory.take(f"of rank {r}", sent.numel(), sent) for r in range(dist.get_world_size(group))]
+    dist.all_gather(received, sent, group=group)
+    return [part.split([s.numel() for s in slices]) for part in received]
+
+
+def _of_other_ranks(slices: Sequence[Tensor], group: Any, memory: _Memory) -> list[Sequence[Tensor]]:
+    """The other ranks' slices, on rank 0."""
+    sizes = [s.numel() for s in slices]
     others = range(1, dist.get_world_size(group))
-    received = [memory.take(f"of rank {r}", count, slices[0]) for r in others]
+    received = [memory.take(f"of rank {r}", sum(sizes), slices[0]) for r in others]
     arriving = [dist.irecv(part, group=group, group_src=r) for r, part in zip(others, received, strict=True)]
     for work in arriving:
         if work is not None:
             work.wait()
-    sizes = [s.numel() for s in slices]
-    by_parameter = zip(slices, *(part.split(sizes) for part in received), strict=True)
-    return _joined(parameters, by_parameter, memory.take("whole", count * (1 + len(others)), slices[0]))
+    return [part.split(sizes) for part in received]
+
+
+def _end_to_end(slices: Sequence[Tensor], memory: _Memory) -> Tensor:
+    return torch.cat(list(slices), out=memory.take("sent", sum(s.numel() for s in slices), slices[0]))
 
 
 def _joined(parameters: Sequence[Any], slices: Iterable[Sequence[Tensor]], memory: Tensor) -> Iterator[Tensor]:

@@ -58,26 +58,29 @@ class LearnerRank:
     @watched
     def connect(self, actors: Mapping[int, ActorHandle], address: str, port: int) -> None:
         """Rank 0 opens the weight group with these actors, by their numbers, and leaves the one before."""
-        if self._rank == 0:
+        if self._rank == 0 or self._config.transfer_backend == "ipc":
             # vllm takes seconds to import: only the rank that sends pays for it.
             from learner.weight_sender import WeightSender
 
             if self._sender is not None:
                 self._sender.close()
                 self._sender = None  # or a group that cannot be opened leaves one that is closed
-            self._sender = WeightSender(self._engine.module, actors, address, port, self._config)
+            self._sender = WeightSender(self._engine.module, actors, address, port, self._config, self._rank)
 
     @watched
     def update(self, payloads: Sequence[bytes]) -> UpdateSums:
         """One update on a batch of encoded groups, on all ranks at once: version + 1."""
         sums = self._learner.update(self._rows(payloads), self.version)
         self.version += 1
+        self._leave_gpu()
         return sums
 
     @watched
     def score(self, payloads: Sequence[bytes]) -> UpdateSums:
         """Compare the engine's log-probs with the learner's on encoded groups, without training (the `own_*` sums)."""
-        return self._learner.score(self._rows(payloads), self.version)
+        sums = self._learner.score(self._rows(payloads), self.version)
+        self._leave_gpu()
+        return sums
 
     @watched
     def broadcast(self, version: int) -> SyncTimes:
@@ -112,6 +115,11 @@ class LearnerRank:
 
         dtype = getattr(torch, self._config.model.dtype)
         export_policy(self._engine.module, Path(folder), self._policy, dtype, writes=self._rank == 0)
+
+    def _leave_gpu(self) -> None:
+        """To the engine on it, which is to wake: torch keeps what was freed."""
+        if self._config.cluster.colocated and self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _rows(self, payloads: Sequence[bytes]) -> list[TrainingRow]:
         rows = training_rows([decode_group(data) for data in payloads], self._config)

@@ -1,4 +1,4 @@
-"""The sending end of a weight update: one calling code for vLLM's NCCL engine on GPUs and our gloo engine on CPUs.
+"""The sending end of a weight update: one calling code for vLLM's NCCL and CUDA IPC and our gloo engine on CPUs.
 
 Only rank 0 opens the group and talks to the actors; the other ranks join the gathers. The receiving end of gloo is
 `actors/weight_receiver.py`.
@@ -23,13 +23,14 @@ from ray.actor import ActorHandle
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from configs.schema import RunConfig
 from learner.actors_client import JOIN, ActorsClient, WeightTransferError
-from learner.gather import gathered_parameters
-from learner.merge import plain_parameters
+from learner.parts_client import PartsClient
 from learner.sync_times import SyncTimes
+from learner.weight_source import Zero3Source
 
 CHECK_S = 0.05  # between looks at whether an actor has given up while the wire is waited for
 LOOK_S = 0.005  # between looks whether all have come
@@ -170,54 +171,35 @@ def wait_for_all(store: dist.Store, info: GlooTrainerInitInfo, client: ActorsCli
     store.set("group", "opens")
 
 
-class Zero3Source(WeightSource):
-    """The parameters of a ZeRO-3 module under their Hugging Face names, whole, in the wire's dtype.
+class WeightSender:
+    """A rank's handle on the group: `send(version)` puts the module's weights into every actor; actors: by number.
 
-    lasting: each tensor is its own and finished, for a sender that collects many of them on CUDA streams in turn before
-    it copies any. `seconds`: spent on making the last pass's tensors.
+    Rank 0 alone has one, but for CUDA IPC: there an engine reads the weights of the rank on its own GPU.
     """
 
-    def __init__(self, module: nn.Module, wire_dtype: torch.dtype, lasting: bool = False) -> None:
-        self._module, self._wire_dtype, self._lasting = module, wire_dtype, lasting
-        self.seconds = 0.0
-
-    def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(p.name, self._wire_dtype, p.shape) for p in plain_parameters(self._module)]
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        pairs, self.seconds = gathered_parameters(self._module, self._wire_dtype), 0.0
-        while True:
-            began = time.monotonic()
-            pair = next(pairs, None)
-            if pair is not None and self._lasting:
-                pair = pair[0], pair[1].clone()
-                if pair[1].is_cuda:
-                    torch.cuda.current_stream().synchronize()
-            self.seconds += time.monotonic() - began
-            if pair is None:
-                return
-            yield pair
-
-
-class WeightSender:
-    """Rank 0's handle on the group: `send(version)` puts the module's weights into every actor; actors: by number."""
-
     def __init__(
-        self, module: nn.Module, actors: Mapping[int, ActorHandle], address: str, port: int, config: RunConfig
-    ) -> None:
+        self, module: nn.Module, actors: Mapping[int, ActorHandle], address: str, port: int, config: RunConfig,
+        rank: int = 0,
+    ) -> None:  # fmt: skip
         register()
-        limit_s = config.sync.timeout_s
-        self._numbers = list(actors)
-        self._client = ActorsClient(actors, config.rollout.tensor_parallel, limit_s)
+        backend, limit_s = config.transfer_backend, config.sync.timeout_s
+        self._numbers, self._sends = list(actors), rank == 0
+        client = PartsClient if backend == "ipc" else ActorsClient
+        self._client = client(actors, config.rollout.tensor_parallel, limit_s)
+        self._source = Zero3Source(
+            module, getattr(torch, config.model.dtype), lasting=backend == "nccl", everywhere=backend == "ipc"
+        )
         world_size = 1 + len(actors) * config.rollout.tensor_parallel
         bucket_bytes = config.sync.bucket_mib << 20
-        info: TrainerInitInfo = (
-            NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=bucket_bytes, rank=0)
-            if config.transfer_backend == "nccl"
-            else GlooTrainerInitInfo(address, 0, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=0)
-        )
-        lasting = config.transfer_backend == "nccl"
-        self._source = Zero3Source(module, getattr(torch, config.model.dtype), lasting)
+        info: TrainerInitInfo
+        if backend == "nccl":
+            info = NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+        elif backend == "ipc":
+            # Its buffer must hold the largest parameter.
+            room = max(bucket_bytes, *map(size_bytes, self._source.metadata()))
+            info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=room, rank=rank)
+        else:
+            info = GlooTrainerInitInfo(address, 0, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=rank)
         self._engine: Any = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)
 
     def send(self, version: int) -> SyncTimes:
@@ -226,6 +208,10 @@ class WeightSender:
         self._client.version = version
         self._engine.send_weights()
         total_s = time.monotonic() - began
+        if not self._sends:
+            return SyncTimes()
+        if isinstance(self._client, PartsClient):
+            self._client.raise_failure()
         received = self._client.received
         sent = getattr(self._engine, "checksum", None)
         wrong = [n for n, one in zip(self._numbers, received, strict=True) if sent is not None and one.checksum != sent]

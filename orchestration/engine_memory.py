@@ -132,7 +132,12 @@ def _before_cache(config: RunConfig, shape: ModelShape) -> list[Term]:
 
 
 def _taking(config: RunConfig, shape: ModelShape) -> Term:
-    """Two buckets, each closed by the parameter that fills it, and the layer that is put together from them."""
+    """Two buckets, each closed by the parameter that fills it, and the layer that is put together from them.
+
+    By CUDA IPC there is the copy of one: what is read is the rank's.
+    """
     width, parts = BYTES_OF[config.model.dtype], config.rollout.tensor_parallel
     bucket = config.sync.bucket_mib * MIB + shape.largest_parameter * width
-    return Term("transfer buckets", 2 * bucket + share(shape.layer_parameters, parts) * width, "lower sync.bucket_mib")
+    buckets = 1 if config.transfer_backend == "ipc" else 2
+    layer = share(shape.layer_parameters, parts) * width
+    return Term("transfer buckets", buckets * bucket + layer, "lower sync.bucket_mib")

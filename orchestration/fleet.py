@@ -25,7 +25,7 @@ from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
 from orchestration.cluster import cause_of, end, end_process
 from orchestration.learners import LearnerError, Learners
-from orchestration.members import Member, Phase, Roster, in_phase, in_words
+from orchestration.members import Member, Phase, Roster, answer_limit_s, in_phase, in_words
 from orchestration.room import Room, is_placed
 from orchestration.start import RolloutError, all_up, up_again
 
@@ -56,8 +56,7 @@ class Fleet:
         )
         self.era = 0
         self.on_change: Callable[[], None] = lambda: None
-        # Beyond the actor's own limit there is only the wait for room in the queue.
-        self._limit_s = config.rollout.ticket_timeout_s + config.queue.timeout_s
+        self._limit_s = answer_limit_s(config)
         self._news = asyncio.Event()
         self._weights = asyncio.Lock()  # one change of the weight group at a time
         self._group: list[tuple[int, int]] = []  # (number, life) of those in it
@@ -156,6 +155,10 @@ class Fleet:
                 await self._somebody()
                 return SyncTimes()
         raise RolloutError(f"the weights did not reach the rollout actors in {TRIES + len(self.members)} tries")
+
+    async def ask_all(self, method: str) -> None:
+        """Call a method of all whose engines are up, side by side."""
+        await asyncio.gather(*(self._ask(m, method) for m in in_phase(self.members, Phase.UP, Phase.READY)))
 
     async def clocks(self) -> dict[tuple[int, int], EngineClock]:
         """The engines' clocks by the actors' number and life."""

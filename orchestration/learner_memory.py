@@ -136,9 +136,9 @@ def logits_bytes(elements: int, width: int) -> int:
 
 
 def sending(config: RunConfig, shape: ModelShape) -> Term:
-    """Of rank 0 while it broadcasts: what it gathers, and the buckets it packs; NCCL packs copies."""
+    """Of rank 0 while it broadcasts: what it gathers, and the buckets it packs; NCCL packs copies, CUDA IPC has one."""
     largest = shape.largest_parameter * BYTES_OF[config.model.dtype]
-    buckets = 4 if config.transfer_backend == "nccl" else 2
+    buckets = {"nccl": 4, "gloo": 2, "ipc": 1}[config.transfer_backend]
     size = 2 * (GATHER_MIB * MIB + largest) + buckets * (config.sync.bucket_mib * MIB + largest)
     return Term("transfer buckets", size, "lower sync.bucket_mib")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -33,7 +33,12 @@ class Learners:
         self._config, self._ranks = config, ranks
         self._places: list[Place] = []
         self._turn = asyncio.Lock()
+        self._ask_engines: Callable[[str], Awaitable[None]] | None = None
         self.version = 0
+
+    def takes_turns_with(self, ask_engines: Callable[[str], Awaitable[None]]) -> None:
+        """Engines sleep while the ranks compute. ask_engines: calls a method of all of them (cluster.colocated)."""
+        self._ask_engines = ask_engines
 
     @property
     def count(self) -> int:
@@ -57,6 +62,7 @@ class Learners:
     async def update(self, payloads: ray.ObjectRef) -> UpdateSums:
         """One update on a batch of encoded groups; the batch itself does not pass through the driver."""
         async with self._turn:
+            await self._engines("sleep")  # until they get the new weights
             sums = add_up(await self._all("update", payloads))
             self.version += 1
             return sums
@@ -64,7 +70,10 @@ class Learners:
     async def score(self, payloads: Sequence[bytes]) -> UpdateSums:
         """Engine against learner log-probs of groups that were sampled under the learner's own version."""
         async with self._turn:
-            return add_up(await self._all("score", ray.put(list(payloads))))
+            await self._engines("sleep")
+            sums = add_up(await self._all("score", ray.put(list(payloads))))
+            await self._engines("wake")
+            return sums
 
     async def give(self, actors: Mapping[int, ActorHandle], *, anew: bool) -> SyncTimes:
         """Send these actors the weights as they are. anew: open the weight group with them first, whoever was in it.
@@ -90,6 +99,10 @@ class Learners:
     async def export(self, folder: str) -> None:
         async with self._turn:
             await self._all("export", folder)
+
+    async def _engines(self, method: str) -> None:
+        if self._ask_engines is not None:
+            await self._ask_engines(method)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         calls = [self._one(i, method, *arguments) for i in range(self.count)]

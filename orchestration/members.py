@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from actors.place import Place
+from configs.schema import RunConfig
 from orchestration.room import Room
 
 
@@ -108,3 +109,12 @@ def in_words(members: Iterable[Member]) -> str:
     counts = {phase: len(in_phase(members, phase)) for phase in Phase}
     told = [f"{count} {phase}" for phase, count in counts.items() if count and phase is not Phase.GONE]
     return ", ".join(told) or "none left"
+
+
+def answer_limit_s(config: RunConfig) -> float:
+    """For an attempt at a ticket: the actor's own limit, the wait for room in the queue, and updates it sleeps through.
+
+    Those are as many as the lag bound lets it live through, deepspeed.timeout_s each at most.
+    """
+    asleep_s = config.deepspeed.timeout_s * (config.queue.max_policy_lag + 1) if config.cluster.colocated else 0.0
+    return config.rollout.ticket_timeout_s + config.queue.timeout_s + asleep_s

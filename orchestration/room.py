@@ -1,7 +1,7 @@
 """What the processes of a run need of a cluster, and the room that is reserved for them there.
 
 Every rollout actor has a placement group of its own: the room of one that leaves, or whose node is lost, is given back
-without the others'. The learner's ranks share one.
+without the others'. The learner's ranks share one. Where a rank and an actor are on one GPU, they are in one bundle.
 """
 
 from __future__ import annotations
@@ -41,13 +41,34 @@ class Room:
 
 
 def roles(config: RunConfig) -> list[Role]:
-    """The processes of a run that need room on the cluster. Driver and queue ride along on the head."""
+    """What of a run needs room on the cluster. Driver and queue ride along on the head."""
+    ranks, actors = learner_role(config), actor_role(config)
+    if not config.shares_gpus:
+        return [ranks, actors]
+    resources = {
+        kind: ranks.resources.get(kind, 0.0) + actors.resources.get(kind, 0.0)
+        for kind in {**ranks.resources, **actors.resources}
+    }
+    return [
+        Role(
+            "learner rank with a rollout actor", ranks.count, ranks.cpus + actors.cpus, ranks.gpus + actors.gpus,
+            together=True, resources=resources, labels=ranks.labels,
+        )
+    ]  # fmt: skip
+
+
+def of_ranks_and_actors(rooms: Sequence[Sequence[Room]]) -> tuple[Sequence[Room], Sequence[Room]]:
+    """The rooms of `roles` by kind of process; of those that share GPUs they are the same."""
+    return rooms[0], rooms[-1]
+
+
+def learner_role(config: RunConfig) -> Role:
+    """The processes that learn."""
     ranks = config.deepspeed
-    learner = Role(
+    return Role(
         "learner rank", ranks.ranks, ranks.cpus_per_rank, ranks.gpus_per_rank, together=True,
         resources=ranks.node_resources, labels=ranks.node_labels,
     )  # fmt: skip
-    return [learner, actor_role(config)]
 
 
 def actor_role(config: RunConfig) -> Role:

@@ -80,7 +80,7 @@ def _dry_run(config: RunConfig) -> int:
 
     print(to_yaml(config))
     try:
-        lines = [*placement_lines(config), *memory_table(config), *_only_planned(config)]
+        lines = [*placement_lines(config), *memory_table(config)]
         print("\n".join(f"# {line}" for line in lines))
         _refuse(memory_problems(config))
     except (ClusterError, ConfigError) as error:
@@ -89,18 +89,12 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def _check_start(config: RunConfig) -> None:
-    """Raises ConfigError for what can be planned, but not run."""
+    """Raises ConfigError for what cannot run, before anything is started."""
     from orchestration.memory_table import memory_problems
 
-    _refuse([*_only_planned(config), *memory_problems(config)])
+    _refuse(memory_problems(config))
     # Processes on GPUs would say so one by one, and minutes later.
     _refuse(_without_nccl(config))
-
-
-def _only_planned(config: RunConfig) -> list[str]:
-    if not config.cluster.colocated:
-        return []
-    return ["cluster.colocated: engines and learner ranks on the same GPUs can be planned with --dry-run, not yet run"]
 
 
 def _without_nccl(config: RunConfig) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.load import ConfigError, load_config
 from learner.durable import replace_durably
 from orchestration.elastic import MOST_ACTORS, State, read_state
 from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail
@@ -28,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         wanted = _wanted(arguments.what)
         _check_running(arguments.run)
+        _check_free(arguments.run)
         replace_durably(arguments.run / "scale.json", json.dumps({"actors": wanted}).encode())
         return _follow(arguments.run, wanted, arguments.wait)
-    except (ScaleError, RunFolderError, OSError) as error:
+    except (ScaleError, RunFolderError, ConfigError, OSError) as error:
         return fail(error, BAD_INPUT)
     except KeyboardInterrupt:
         return fail("interrupted: the run goes on and does what it was asked", INTERRUPTED)
@@ -57,6 +59,15 @@ def _check_running(run: Path) -> None:
         return  # somebody holds it: the run
     folder.release()
     raise ScaleError(f"{run} is not running: set rollout.actors, with --resume where it is to go on")
+
+
+def _check_free(run: Path) -> None:
+    """Raises ScaleError where engines belong to the learner's ranks; ConfigError for a file that is none."""
+    if load_config(run / "config.yaml", []).shares_gpus:
+        raise ScaleError(
+            f"{run}: every learner rank shares its GPU with an engine (cluster.colocated): set rollout.actors and "
+            "deepspeed.ranks, with --resume"
+        )
 
 
 def _follow(run: Path, wanted: int, wait_s: float) -> int:

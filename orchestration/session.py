@@ -49,8 +49,8 @@ RUN_ERRORS = (QueueError, RolloutError, LearnerError, LedgerError, EvaluationErr
 class Processes:
     """The handles of everything that runs beside the driver.
 
-    rooms: of the actors. new_ranks: starts the learner's processes once more. new_actor: starts another rollout actor.
-    enough: no more of them are wanted for now.
+    rooms: of the actors; none where they are those of the ranks. new_ranks: starts the learner's processes once more.
+    new_actor: starts another rollout actor. enough: no more of them are wanted for now.
     """
 
     replay: ActorHandle
@@ -119,8 +119,8 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
 
     rooms: of the ranks and of the actors. stacks: folder for what those that hang were doing.
     """
-    learner_role, actor_role = room.roles(config)
-    of_ranks, of_actors = rooms
+    learner_role, actor_role = room.learner_role(config), room.actor_role(config)
+    of_ranks, of_actors = room.of_ranks_and_actors(rooms)
     queue = f"replay queue ({os.getpid()})"
     replay = cluster.spawn_beside_driver(ReplayQueue, queue, config.queue)
     lives = itertools.count()
@@ -133,7 +133,7 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
         )  # fmt: skip
 
     def new_actor(number: int) -> tuple[ActorHandle, Room] | None:
-        found = new_rooms.next()
+        found = None if config.shares_gpus else new_rooms.next()
         if found is None:
             return None
         [handle] = cluster.spawn(
@@ -147,7 +147,8 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
         RolloutActor, actor_role, of_actors, cluster.engine_env(config),
         [(config, policy, i, queue, stacks) for i in range(actor_role.count)], restarts=True,
     )  # fmt: skip
-    return Processes(replay, actors, list(of_actors), ranks, new_ranks, new_actor, new_rooms.forget)
+    own_rooms = [] if config.shares_gpus else list(of_actors)
+    return Processes(replay, actors, own_rooms, ranks, new_ranks, new_actor, new_rooms.forget)
 
 
 async def _run(
@@ -157,6 +158,8 @@ async def _run(
     interrupt = Interrupt(console.say)
     learners = Learners(config, processes.ranks)
     fleet = Fleet(config, learners, processes.actors, console.say, processes.rooms)
+    if config.cluster.colocated:
+        learners.takes_turns_with(fleet.ask_all)
     elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say, processes.enough)
     fleet.look_after(Watchdog(folder.stacks / "driver.txt").look_after_loop(config.run.hang_timeout_s))
     try:
@@ -183,6 +186,9 @@ async def _bring_up(
     config: RunConfig, fleet: Fleet, learners: Learners, console: Console, resume: ResumePoint | None
 ) -> Evaluation:
     """Learner ranks and engines, side by side; the policy as it came is evaluated, once in a run."""
+    if config.shares_gpus:
+        # An engine measures what is free on its GPU while it starts: nobody else may take of it meanwhile.
+        await fleet.start()
     if resume is None:
         # Engines are up before the ranks are: they evaluate while the ranks start.
         return (await asyncio.gather(_first_evaluation(config, fleet, console), _start_learners(learners, console)))[0]

@@ -45,7 +45,13 @@ HEAVY = {
         "orchestration/session.py",
         "orchestration/start.py",
     },
-    "vllm": {"actors/engine.py", "actors/engine_thread.py", "actors/weight_receiver.py", "learner/weight_sender.py"},
+    "vllm": {
+        "actors/engine.py",
+        "actors/engine_thread.py",
+        "actors/weight_receiver.py",
+        "learner/weight_sender.py",
+        "learner/weight_source.py",
+    },
     "deepspeed": {"learner/checkpoint.py", "learner/zero3.py"},
 }
 LINES_A_FILE = 400

@@ -32,6 +32,7 @@ class ScriptedEngine:
         self.in_step = threading.Event()
         self.version = "0"
         self.engine_core = SimpleNamespace(shutdown=lambda: None)
+        self.slept: list[Any] = []
 
     def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
         self.requests.append(request_id)
@@ -62,6 +63,13 @@ class ScriptedEngine:
 
     def collective_rpc(self, method: Callable[[], Any], kwargs: dict[str, Any]) -> list[Any]:
         return [method(**kwargs)]
+
+    def sleep(self, level: int, mode: str) -> None:
+        self.slept.append((level, mode))
+
+    def wake_up(self, tags: list[str] | None) -> bool:
+        self.slept.append(tags)
+        return True
 
     def set_weight_version(self, version: str) -> None:
         self.version = version
@@ -112,6 +120,29 @@ async def test_a_paused_engine_keeps_its_requests_and_resumes_as_the_new_version
     assert completion is not None
     assert completion.policy_versions.tolist() == [7, 7]
     assert engine.clock().paused_s >= 0.3
+
+
+@pytest.mark.parametrize(("gpus", "asleep", "awake"), [(0.0, (0, "keep"), ["scheduling"]), (0.5, (1, "keep"), None)])
+async def test_a_sleeping_engine_keeps_its_requests_and_wakes_paused(
+    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, gpus: float, asleep: Any, awake: Any
+) -> None:
+    monkeypatch.setattr(engine_module, "start_engine", lambda arguments: scripted)
+    rollout, ranks = {"actors": 1, "gpus_per_actor": gpus}, {"ranks": 1, "gpus_per_rank": gpus}
+    settings = {"rollout": rollout, "deepspeed": ranks, "cluster": {"colocated": True}}
+    engine = Engine(RunConfig.model_validate(settings), "policy", 0, EOS)
+    try:
+        await engine.wake()
+        await engine.sleep()
+        sampling = asyncio.create_task(engine.sample(context(), 8, seed=1))
+        await engine.wake()
+        await engine.wake()
+        await asyncio.sleep(0.3)
+        assert not sampling.done()
+        assert scripted.slept == [asleep, awake], "it was not asleep at first, and woke once"
+        await engine.resume("0")
+        assert await sampling is not None
+    finally:
+        engine.close()
 
 
 async def test_a_command_given_up_is_skipped_and_the_engine_goes_on(engine: Engine, scripted: ScriptedEngine) -> None:

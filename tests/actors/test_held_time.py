@@ -64,6 +64,22 @@ async def test_time_in_which_nobody_could_go_on_does_not_count() -> None:
     assert 0.8 <= time.monotonic() - began < 5
 
 
+async def test_what_holds_it_twice_is_released_once() -> None:
+    held = HeldTime()
+    work = asyncio.create_task(held.within(0.2, long()))
+    await asyncio.sleep(0)
+    held.hold()
+    await asyncio.sleep(0.2)
+    with held.held():
+        held.hold()
+        await asyncio.sleep(0.2)
+    began = time.monotonic()
+    held.release()
+    with pytest.raises(TimeoutError):
+        await work
+    assert 0.1 <= time.monotonic() - began < 5
+
+
 async def test_held_for_long_it_waits_for_the_work_all_the_same() -> None:
     held, go_on = HeldTime(), asyncio.Event()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -14,7 +13,6 @@ from actors.engine import EngineError
 from actors.failures import EnvironmentFailure
 from actors.held_time import HeldTime
 from actors.outbox import Outbox
-from actors.received import Received
 from actors.rollout import Sampler
 from actors.rollout_actor import RolloutActor
 from actors.samplers.build import build_sampler
@@ -163,63 +161,3 @@ async def test_a_broken_engine_is_the_actors_end(monkeypatch: pytest.MonkeyPatch
     actor._sampler = build_sampler(actor._config.sampler)
     with pytest.raises(EngineError, match="out of blocks"):
         await actor.sample(TICKET)
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-class Engine:
-    """Keeps what it is asked to do."""
-
-    def __init__(self) -> None:
-        self.did: list[Any] = []
-        self.version = 0
-
-    async def pause(self) -> None:
-        self.did.append("pause")
-
-    async def resume(self, version: str) -> None:
-        self.did.append("resume")
-        self.version = int(version)
-
-    async def worker_call(self, method: str, **arguments: Any) -> Any:
-        self.did.append((method, arguments))
-        return Received(0.5, 0.25, 0.125, 7) if method == "take_weights" else None
-
-
-def with_engine() -> tuple[RolloutActor, Engine]:
-    actor, engine = object.__new__(RolloutActor), Engine()
-    its: Any = actor
-    its._engine, its._held_time = engine, HeldTime()
-    return actor, engine
-
-
-async def test_an_actor_tells_the_version_it_holds() -> None:
-    actor, engine = with_engine()
-    assert await actor.policy_version() == 0
-    received = await actor.update_weights({"names": []}, 7)
-    assert await actor.policy_version() == 7
-    assert engine.did == ["pause", ("take_weights", {"update_info": {"names": []}}), "resume"]
-    assert received.checksum == 7
-    assert received.pause_s >= 0.5
-
-
-async def test_weights_that_do_not_come_leave_the_version_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(self: Engine, method: str, **arguments: Any) -> Any:
-        raise RuntimeError("Connection reset by peer")
-
-    actor, engine = with_engine()
-    monkeypatch.setattr(Engine, "worker_call", broken)
-    with pytest.raises(RuntimeError, match="Connection reset"):
-        await actor.update_weights({}, 7)
-    assert (await actor.policy_version(), engine.did) == (0, ["pause"])
-
-
-async def test_an_actor_leaves_its_weight_group_before_it_joins_another() -> None:
-    actor, engine = with_engine()
-    await actor.init_weight_transfer_engine({"rank_offset": 1})
-    assert engine.did == [
-        ("shutdown_weight_transfer_engine", {}),
-        ("init_weight_transfer_engine", {"init_info": {"rank_offset": 1}}),
-    ]
-    await actor.pulse()

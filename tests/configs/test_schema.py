@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -52,6 +52,13 @@ def test_every_key_is_read_somewhere() -> None:
     assert 60 <= longest(RunConfig) <= 195  # a run of DDE with SESA at its root has the keys of both
 
 
+SHARING: dict[str, Any] = {
+    "rollout": {"actors": 2, "gpus_per_actor": 0.5},
+    "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5},
+    "cluster": {"colocated": True},
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
@@ -94,7 +101,6 @@ def test_every_key_is_read_somewhere() -> None:
             {"rollout": {"gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 0.75}, "cluster": {"colocated": True}},
             ("rollout.gpus_per_actor (0.5)", "deepspeed.gpus_per_rank (0.75)", "cluster.colocated"),
         ),
-        ({"cluster": {"colocated": True}}, ("cluster.colocated", "rollout.gpus_per_actor (0)")),
         (
             {
                 "rollout": {"actors": 2, "gpus_per_actor": 0.5},
@@ -102,6 +108,16 @@ def test_every_key_is_read_somewhere() -> None:
                 "cluster": {"colocated": True},
             },
             ("deepspeed.ranks (1)", "rollout.actors (2)", "rollout.tensor_parallel (1)"),
+        ),
+        (SHARING | {"sync": {"backend": "nccl"}}, ("cluster.colocated", "sync.backend is nccl")),
+        (SHARING | {"sync": {"checksum": True}}, ("sync.checksum", "sync.backend")),
+        (
+            SHARING | {"rollout": {"actors": 2, "gpus_per_actor": 0.5, "max_actors": 3}},
+            ("cluster.colocated", "rollout.max_actors (3)", "rollout.actors (2)"),
+        ),
+        (
+            SHARING | {"deepspeed": {"ranks": 2, "gpus_per_rank": 0.5, "node_labels": {"zone": "a"}}},
+            ("cluster.colocated", "rollout.node_labels", "deepspeed.node_labels ({'zone': 'a'})"),
         ),
         ({"env": {"name": "countdown", "max_turns": 3}}, ("max_turns (3)", "max_actions (1)")),
         ({"env": {"name": "frozen_lake", "actions_per_turn": 9}}, ("actions_per_turn (9)", "max_actions (6)")),
@@ -133,8 +149,15 @@ def test_settings_are_frozen() -> None:
 
 
 def test_an_engine_and_a_rank_share_a_gpu_where_it_is_said() -> None:
-    halves = {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5}}
-    assert RunConfig.model_validate(halves | {"cluster": {"colocated": True}}).cluster.colocated
+    config = RunConfig.model_validate(SHARING)
+    assert (config.shares_gpus, config.transfer_backend) == (True, "ipc")
+    through_memory = RunConfig.model_validate(SHARING | {"sync": {"backend": "gloo"}})
+    assert through_memory.transfer_backend == "gloo"
+
+
+def test_on_cpus_they_take_turns_and_share_nothing_else() -> None:
+    config = RunConfig.model_validate({"cluster": {"colocated": True}})
+    assert (config.shares_gpus, config.transfer_backend) == (False, "gloo")
 
 
 @pytest.mark.parametrize("gib", [0, -1, float("inf")])

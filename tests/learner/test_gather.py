@@ -1,4 +1,4 @@
-"""Slices that lie on several ranks come together on rank 0, whatever their sizes."""
+"""Slices that lie on several ranks come together on rank 0 or on all, whatever their sizes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def wholes() -> list[Tensor]:
     return [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(SHAPES)]
 
 
-def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int, folder: Path) -> None:
+def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int, everywhere: bool, folder: Path) -> None:
     """Leaves behind the names of the whole parameters that a rank got, a line each time."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -46,7 +46,7 @@ def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int, folder: Path) ->
     gather.CHUNK_BYTES = chunk_bytes
     module = Sliced(rank, ranks)
     for _ in range(2):
-        found = [(name, tensor.clone()) for name, tensor in gathered_parameters(module, torch.float32)]
+        found = [(name, tensor.clone()) for name, tensor in gathered_parameters(module, torch.float32, everywhere)]
         whole = dict(zip((f"p{i}" for i in range(len(SHAPES))), wholes(), strict=True))
         assert all(torch.equal(tensor, whole[name]) for name, tensor in found)
         with (folder / f"rank-{rank}").open("a") as file:
@@ -54,12 +54,14 @@ def on_rank(rank: int, ranks: int, port: int, chunk_bytes: int, folder: Path) ->
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("ranks", "chunk_bytes"), [(1, 100), (3, 100), (3, 1 << 20)])
-def test_rank_0_gets_every_parameter_whole(ranks: int, chunk_bytes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "chunk_bytes", "everywhere"), [(1, 100, False), (3, 100, False), (3, 1 << 20, False), (3, 100, True)]
+)
+def test_every_parameter_comes_whole(ranks: int, chunk_bytes: int, everywhere: bool, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(on_rank, (ranks, port, chunk_bytes, tmp_path), nprocs=ranks)
+    mp.spawn(on_rank, (ranks, port, chunk_bytes, everywhere, tmp_path), nprocs=ranks)
     first, *others = [(tmp_path / f"rank-{rank}").read_text().splitlines() for rank in range(ranks)]
     assert first == [" ".join(f"p{i}" for i in range(len(SHAPES)))] * 2
-    assert others == [["", ""]] * (ranks - 1)
+    assert others == [first if everywhere else ["", ""]] * (ranks - 1)

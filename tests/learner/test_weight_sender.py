@@ -20,7 +20,8 @@ from vllm.distributed.weight_transfer import ParamMeta
 from configs.schema import RunConfig
 from learner import actors_client, weight_sender
 from learner.actors_client import ActorsClient, WeightTransferError
-from learner.weight_sender import WeightSender, Zero3Source, cut, pack
+from learner.weight_sender import WeightSender, cut, pack
+from learner.weight_source import Zero3Source
 from orchestration.cluster import ROOT
 
 

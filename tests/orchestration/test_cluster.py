@@ -17,7 +17,7 @@ from configs.shown import is_secret_name
 from orchestration import cluster
 from orchestration.cluster import cause_of, connect, engine_env, learner_env
 from orchestration.placement import Role
-from orchestration.room import ClusterError, placement_plan, roles
+from orchestration.room import ClusterError, of_ranks_and_actors, placement_plan, roles
 
 LEARNERS, ACTORS = Role("learner rank", 2, 1.0, 0.0, together=True), Role("rollout actor", 3, 0.5, 0.0)
 
@@ -43,6 +43,25 @@ def test_an_engine_in_parts_needs_a_gpu_for_each() -> None:
     ranks, actors = roles(GPUS)
     assert (ranks.count, ranks.bundle) == (8, {"CPU": 1.0, "GPU": 1.0})
     assert (actors.count, actors.bundle) == (4, {"CPU": 3.0, "GPU": 2.0})
+
+
+def test_a_rank_and_an_engine_that_share_a_gpu_share_a_bundle() -> None:
+    config = configured(
+        rollout={"actors": 2, "gpus_per_actor": 0.5, "cpus_per_actor": 3, "node_resources": {"fast": 1}},
+        deepspeed={"ranks": 2, "gpus_per_rank": 0.5, "node_resources": {"fast": 1, "wide": 2}},
+        cluster={"colocated": True},
+    )
+    [pair] = roles(config)
+    assert (pair.count, pair.together) == (2, True)
+    assert pair.bundle == {"CPU": 4.0, "GPU": 1.0, "fast": 2.0, "wide": 2.0}
+    rooms: list[Any] = [["a", "b"]]
+    assert of_ranks_and_actors(rooms) == (rooms[0], rooms[0])
+    assert of_ranks_and_actors([*rooms, []]) == (rooms[0], [])
+
+
+def test_on_cpus_those_that_take_turns_have_rooms_of_their_own() -> None:
+    config = configured(rollout={"actors": 3, "cpus_per_actor": 0.5}, cluster={"colocated": True})
+    assert roles(config) == [LEARNERS, ACTORS]
 
 
 def test_a_role_that_needs_nothing_has_an_empty_bundle() -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from orchestration.cluster import ROOT
 from tests.browser import in_a_browser
-from tests.orchestration.test_job_submit import free_port
 from tests.orchestration.test_view import rendered
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400), in_a_browser]
 

@@ -151,14 +151,10 @@ def test_all_that_cannot_fit_is_said(model: Path, capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_a_shared_gpu_can_be_planned_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_and_its_rank_are_planned_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert called("gpu/single_24gb.yaml", "--dry-run") == 0
-    capsys.readouterr()
-    assert called("gpu/single_24gb.yaml", f"run.root={tmp_path / 'runs'}") == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "cluster.colocated" in line
-    assert "--dry-run" in line
-    assert not (tmp_path / "runs").exists()
+    said = lines_of(capsys.readouterr().out)
+    assert "1 x learner rank with a rollout actor: 5 CPU, 1 GPU each" in said
 
 
 def test_without_the_memory_of_a_gpu_nothing_is_compared(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,6 +200,21 @@ def test_the_command_refuses_a_run_that_is_over(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "scale.json").exists()
 
 
+def test_the_command_refuses_a_run_whose_engines_belong_to_the_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    halves = "rollout: {actors: 1, gpus_per_actor: 0.5}\ndeepspeed: {ranks: 1, gpus_per_rank: 0.5}\n"
+    (tmp_path / "config.yaml").write_text(f"{halves}cluster: {{colocated: true}}\n")
+    folder = RunFolder(tmp_path)
+    folder.lock()
+    try:
+        assert scale.main([str(tmp_path), "actors=2"]) == 2
+    finally:
+        folder.release()
+    assert "(cluster.colocated): set rollout.actors and deepspeed.ranks" in capsys.readouterr().err
+    assert not (tmp_path / "scale.json").exists()
+
+
 def test_the_command_waits_until_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run's folder is locked, as by a run; it says two actors from the beginning, or never."""
     (tmp_path / "config.yaml").write_text("run: {}\n")

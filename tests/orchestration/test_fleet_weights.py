@@ -46,6 +46,16 @@ async def test_a_group_stays_open_as_long_as_its_members_live(ends: Ends) -> Non
         assert scripted.learners.given[4:] == [([1], True), ([0, 1], True), ([0, 1], False)]
 
 
+async def test_all_whose_engines_are_up_are_asked_and_who_fails_is_lost(ends: Ends) -> None:
+    scripted = Scripted(actors=3)
+    async with up(scripted) as fleet:
+        fleet.roster.move(fleet.members[1], Phase.READY)
+        scripted.handles[2].errors["sleep"] = [BROKEN]
+        await fleet.ask_all("sleep")
+        assert [handle.told for handle in scripted.handles[:2]] == [{"sleep": ()}] * 2
+        assert any("rollout actor 2 failed in sleep" in line for line in scripted.said)
+
+
 async def test_a_newcomer_is_told_what_the_others_were_told(ends: Ends) -> None:
     scripted = Scripted(actors=2)
     async with up(scripted) as fleet:

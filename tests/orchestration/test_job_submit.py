@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from orchestration.cluster import ROOT
 from orchestration.grafana import ROWS, queried
 from orchestration.metrics_table import UpdateMetrics, metrics_table
 from tests.orchestration.test_grafana import ALERTS
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 
@@ -67,12 +67,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:

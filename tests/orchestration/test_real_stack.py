@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,43 @@ def test_requests_in_flight_go_on_under_the_new_weights(stack: Stack) -> None:
     mixed = [v for v in versions if len(np.unique(v)) > 1]
     assert mixed, "no trajectory was in flight during the broadcast"
     assert all(set(np.unique(v)) <= {old, old + 1} and (np.diff(v) >= 0).all() for v in versions)
+    assert_engine_and_learner_agree(sums)
+
+
+def test_engines_that_sleep_through_an_update_go_on_where_they_were(stack: Stack) -> None:
+    """Taking turns (cluster.colocated): in the middle of tickets, until new weights come, or figures are there."""
+
+    async def ask(method: str) -> None:
+        await asyncio.gather(*(getattr(actor, method).remote() for actor in stack.actors))
+
+    async def paused() -> list[float]:
+        return [(await actor.clock.remote()).paused_s for actor in stack.actors]
+
+    async def turns() -> tuple[float, list[float], Any, list[Group]]:
+        _, first = await stack.sample_batch(500, 16)
+        tickets = [training_ticket(0, 600 + i, "frozen_lake") for i in range(24)]
+        sampling = [asyncio.create_task(stack.sample(i, ticket)) for i, ticket in enumerate(tickets)]
+        await asyncio.sleep(0.4)
+        before, began = await paused(), time.monotonic()
+        await stack.update(first)
+        took_s = time.monotonic() - began
+        assert not all(task.done() for task in sampling)
+        await stack.broadcast()
+        slept = [after - ago for after, ago in zip(await paused(), before, strict=True)]
+        await asyncio.gather(*sampling)
+        _, payloads = await stack.take(24, stack.version, [ticket.index for ticket in tickets])
+        messages = await payloads
+        sums = await stack.learners.score(messages)
+        await stack.sample_batch(700, 2)  # they are awake again
+        return took_s, slept, sums, [decode_group(m) for m in messages]
+
+    stack.learners.takes_turns_with(ask)
+    try:
+        took_s, slept, sums, groups = stack.run(turns)
+    finally:
+        stack.learners._ask_engines = None
+    assert min(slept) > 0.8 * took_s
+    assert any(len(np.unique(s.policy_versions)) > 1 for g in groups for t in g.trajectories for s in t.segments)
     assert_engine_and_learner_agree(sums)
 
 

@@ -1,0 +1,82 @@
+"""The driver's side of the ranks: who computes while whom sleeps. The ranks are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from configs.schema import RunConfig
+from learner.sync_times import SyncTimes
+from learner.update_sums import UpdateSums
+from orchestration.learners import LearnerError, Learners
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Rank:
+    """`rank.method.remote(...)`, as Ray has it; log: what ranks and engines do, in order."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+        self.error: Exception | None = None
+
+    def __getattr__(self, method: str) -> Any:
+        async def answer(*_: Any) -> Any:
+            self._log.append(method)
+            await asyncio.sleep(0.01)
+            if self.error is not None:
+                raise self.error
+            self._log.append(f"{method} done")
+            return SyncTimes() if method == "broadcast" else UpdateSums()
+
+        return SimpleNamespace(remote=answer)
+
+
+class Stage:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, turns: bool = True) -> None:
+        monkeypatch.setattr(ray, "put", lambda what: what)
+        self.log: list[str] = []
+        self.rank = Rank(self.log)
+        rank: Any = self.rank
+        self.learners = Learners(RunConfig(), [rank])
+        if turns:
+            self.learners.takes_turns_with(self._ask)
+
+    async def _ask(self, method: str) -> None:
+        await asyncio.sleep(0)
+        self.log.append(method)
+
+
+async def test_engines_sleep_while_the_ranks_update_until_they_get_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch)
+    update = asyncio.create_task(stage.learners.update([]))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await stage.learners.give({}, anew=False)  # to an actor that came up: it waits for its turn
+    await update
+    assert stage.log == ["sleep", "update", "update done", "broadcast", "broadcast done"]
+
+
+async def test_engines_are_woken_when_nothing_but_figures_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch)
+    await stage.learners.score([])
+    assert stage.log == ["sleep", "score", "score done", "wake"]
+
+
+async def test_a_learner_with_gpus_of_its_own_lets_them_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, turns=False)
+    await stage.learners.update([])  # type: ignore[arg-type]
+    await stage.learners.score([])
+    assert stage.log == ["update", "update done", "score", "score done"]
+
+
+async def test_a_rank_that_dies_leaves_them_asleep_for_the_ranks_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch)
+    stage.rank.error = RayActorError(error_msg="The actor died: out of memory")
+    with pytest.raises(LearnerError, match="learner rank 0 failed in update"):
+        await stage.learners.update([])  # type: ignore[arg-type]
+    assert (stage.log, stage.learners.version) == (["sleep", "update"], 0)
