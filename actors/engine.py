@@ -31,7 +31,7 @@ class Completion:
 
 
 class Engine:
-    """version: of the weights it holds. asleep: its GPU is left to the learner.
+    """version: of the weights it holds. `start` comes before all else.
 
     `sample` may be awaited by many coroutines at once; the engine's thread batches what is there at each step.
 
@@ -41,11 +41,13 @@ class Engine:
 
     def __init__(self, config: RunConfig, policy: str, index: int, eos_id: int, dog: Watchdog | None = None) -> None:
         self._config, self._eos_id, self._watchdog = config, eos_id, dog
-        self.version, self.asleep = 0, False
-        # In vLLM's words: 1 moves weights to the host's memory, 0 stops scheduling alone, all there is to do on CPUs.
-        self._sleep_level = int(config.rollout.gpus_per_actor > 0)
-        arguments = engine_arguments(config, policy, index)
-        self._thread = EngineThread(arguments, config.rollout.start_timeout_s, self._alive)
+        self.version, self.is_started = 0, False
+        self._arguments = engine_arguments(config, policy, index)
+
+    def start(self) -> None:
+        """Load the policy and wait until all is up. Raises EngineError, and what vLLM raises."""
+        self._thread = EngineThread(self._arguments, self._config.rollout.start_timeout_s, self._alive)
+        self.is_started = True
 
     async def sample(self, context_ids: Ints, max_tokens: int, seed: int) -> Completion | None:
         """One answer to a context (n,), at the run's temperature; None when the context leaves no room for a token."""
@@ -72,23 +74,11 @@ class Engine:
 
     async def sleep(self) -> None:
         """Pause, and give back a GPU's memory: weights move to the host's, cached KV is dropped and recomputed."""
-
-        def sleep() -> None:
-            self._thread.pause()
-            self._thread.engine.sleep(level=self._sleep_level, mode="keep")
-            self.asleep = True
-
-        await self._thread.call(sleep)
+        await self._thread.call(lambda: self._thread.sleep(gives_memory=self._config.rollout.gpus_per_actor > 0))
 
     async def wake(self) -> None:
         """Take that memory again. The engine stays paused; one that was awake is as it was."""
-
-        def wake() -> None:
-            if self.asleep:
-                self._thread.engine.wake_up(None if self._sleep_level else ["scheduling"])
-                self.asleep = False
-
-        await self._thread.call(wake)
+        await self._thread.call(self._thread.wake)
 
     async def resume(self, version: str) -> None:
         """Step again under `version`: running requests recompute their KV, so later tokens belong to it alone."""

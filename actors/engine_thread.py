@@ -59,6 +59,7 @@ class EngineThread:
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
         self._requests, self._alive = 0, alive
         self._paused_at: float | None = None
+        self._asleep: tuple[list[str] | None] | None = None  # what it takes to wake it
         self._broken: BaseException | None = None
         self._stopping = False
         self.started, self.busy_s, self.paused_s = time.monotonic(), 0.0, 0.0
@@ -111,6 +112,19 @@ class EngineThread:
         if self._paused_at is not None:
             self.paused_s += time.monotonic() - self._paused_at
             self._paused_at = None
+
+    def sleep(self, *, gives_memory: bool) -> None:
+        """For a command: pause, and on GPUs give back their memory."""
+        self.pause()
+        # In vLLM's words: level 1 moves weights to the host's memory, 0 stops scheduling alone, all there is on CPUs.
+        self.engine.sleep(level=int(gives_memory), mode="keep")
+        self._asleep = (None if gives_memory else ["scheduling"],)
+
+    def wake(self) -> None:
+        """For a command: undo that, and stay paused."""
+        if self._asleep is not None:
+            self.engine.wake_up(*self._asleep)
+            self._asleep = None
 
     def clock(self) -> EngineClock:
         up_s = time.monotonic() - self.started

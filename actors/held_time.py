@@ -32,12 +32,14 @@ class HeldTime:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody can go on meanwhile, and all can afterwards."""
+        """Nobody can go on meanwhile; afterwards all can, unless it was so before."""
+        before = self._since is not None
         self.hold()
         try:
             yield
         finally:
-            self.release()
+            if not before:
+                self.release()
 
     async def within(self, limit_s: float, work: Coroutine[Any, Any, T]) -> T:
         """What the work returns. Raises TimeoutError, with the work cancelled, after `limit_s` of its own."""

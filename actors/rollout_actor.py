@@ -42,17 +42,25 @@ class RolloutActor(TakesWeights):
         speak_from(str(ray.util.get_node_ip_address()))
         self._config = config
         self._outbox = Outbox(ray.get_actor(replay) if replay else None, config.queue.timeout_s)
-        self._held_time = HeldTime()
+        self._held_time, self._starting = HeldTime(), asyncio.Lock()
         chat = Chat.load(policy)
         # The first of them comes up beside the engine.
         self._workers = EnvWorkers(partial(make_env, config.env), config.rollout)
         watchdog = Watchdog(Path(stacks) / f"rollout-actor-{index}.txt") if stacks else None
         self._engine = Engine(config, policy, index, chat.eos_id, watchdog)
+        if not config.shares_gpus:
+            self._engine.start()
         self._shared = Shared(config, chat, self._engine, self._workers)
         self._sampler = build_sampler(config.sampler)
 
     async def ready(self) -> Place:
-        """Where the actor runs, once its engine and an environment worker are up."""
+        """Where the actor runs, once its engine and an environment worker are up.
+
+        An engine on a learner rank's GPU is started here, when it is its turn: it measures what is free there.
+        """
+        async with self._starting:
+            if not self._engine.is_started:
+                await asyncio.to_thread(self._engine.start)
         await self._workers.ready()
         return Place.here()
 

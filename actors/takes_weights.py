@@ -27,16 +27,20 @@ class TakesWeights:
     async def init_weight_transfer_engine(self, init_info: Any) -> None:
         """Join the learner's weight group, leaving the one before; `init_info` is the transfer backend's."""
         with self._held_time.held():
+            await self._engine.wake()  # an update that was broken off is ended, which writes to the engine's weights
             await self._engine.worker_call("leave_weight_group")
             await self._engine.worker_call("init_weight_transfer_engine", init_info=init_info)
 
     async def update_weights(self, update_info: Any, version: int) -> Received:
         """Take what the learner sends and go on sampling as `version`. After an error the engine stays paused."""
         began = time.monotonic()
-        with self._held_time.held():
+        self._held_time.hold()
+        try:
             await self._pause()
             paused = time.monotonic()
             received: Received = await self._engine.worker_call("take_weights", update_info=update_info)
+        finally:
+            self._held_time.release()
         loaded = time.monotonic()
         await self._engine.resume(str(version))
         pause_s, load_s = paused - began, time.monotonic() - loaded
@@ -47,7 +51,7 @@ class TakesWeights:
         began = time.monotonic()
         self._held_time.hold()
         await self._pause()
-        await self._engine.worker_call("start_weight_update")
+        await self._engine.worker_call("begin_weights")
         return time.monotonic() - began
 
     async def take_part(self, update_info: Any) -> float:

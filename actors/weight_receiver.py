@@ -157,7 +157,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 class WeightTaking:
     """What vLLM's worker can do beside its own (`worker_extension_cls`): a weight update that can be made again.
 
-    `take_weights` is a whole one. One in parts is `start_weight_update`, `take_part` for each, `finish_weight_update`.
+    `take_weights` is a whole one. One in parts is `begin_weights`, `take_part` for each, `finish_weight_update`.
     """
 
     weight_transfer_engine: Any
@@ -171,13 +171,18 @@ class WeightTaking:
     def take_weights(self, update_info: dict[str, Any]) -> Received:
         """Receive and load. After an error the weights are of no use, and a later call that gets all of them works."""
         began = time.monotonic()
-        self.start_weight_update()
+        self.begin_weights()
         ready = time.monotonic()
         self.take_part(update_info)
         self.finish_weight_update()
         waited_s = getattr(self.weight_transfer_engine, "waited_s", 0.0)
         checksum = getattr(self.weight_transfer_engine, "checksum", None)
         return Received(ready - began, waited_s, time.monotonic() - ready - waited_s, checksum)
+
+    def begin_weights(self) -> None:
+        """Get ready for all weights, whatever became of the update before."""
+        self._break_off()
+        self.start_weight_update()
 
     def take_part(self, update_info: dict[str, Any]) -> None:
         """Receive and load a part of an update. An error is the end of the whole of it."""
@@ -189,10 +194,14 @@ class WeightTaking:
 
     def leave_weight_group(self) -> None:
         """Whatever became of its last update."""
-        if self._weight_update_active:  # the learner went away between two parts
+        self._break_off()
+        self.shutdown_weight_transfer_engine()
+
+    def _break_off(self) -> None:
+        """The learner went away between two parts, or had no more to do with them."""
+        if self._weight_update_active:
             self._end_update()
             self._weight_update_active = False
-        self.shutdown_weight_transfer_engine()
 
     def _end_update(self) -> None:
         """Layers that got a part of their parameters would take the next update's for the rest."""

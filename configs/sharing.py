@@ -23,8 +23,8 @@ def check_sharing(config: RunConfig) -> None:
         return
     if together == 0:  # on CPUs they share the cores
         return
-    if together > 1:
-        raise ValueError(f"cluster.colocated: {asked} must fit on one GPU, for instance 0.5 each")
+    if together != 1:
+        raise ValueError(f"cluster.colocated: {asked} must be one GPU together, for instance 0.5 each")
     engines = rollout.actors * rollout.tensor_parallel
     if ranks.ranks != engines:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,13 @@ class PartsClient(ActorsClient):
     """
 
     failure: WeightTransferError | None = None
+    _until = 0.0
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._all(JOIN, "init_weight_transfer_engine", init_info)
+        self._all(JOIN, "init_weight_transfer_engine", init_info, wait_s=self._timeout_s)
 
     def start_weight_update(self) -> None:
-        self.failure = None
+        self.failure, self._until = None, time.monotonic() + self._timeout_s
         self._pauses, self._loads = self._part("begin_weights"), [0.0] * len(self._actors)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -49,14 +51,14 @@ class PartsClient(ActorsClient):
         """Every actor's seconds for a part; nothing is asked of them any more once one has failed."""
         if self.failure is None:
             try:
-                return self._all("take the weights", method, *arguments)
+                return self._all("take the weights", method, *arguments, wait_s=self._until - time.monotonic())
             except WeightTransferError as failure:
                 self.failure = failure
         return [0.0] * len(self._actors)
 
-    def _all(self, what: str, method: str, *arguments: Any) -> list[Any]:
+    def _all(self, what: str, method: str, *arguments: Any, wait_s: float) -> list[Any]:
         calls = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        return self._answers(what, calls, self._timeout_s)
+        return self._answers(what, calls, max(0.0, wait_s))
 
     def _add(self, seconds: list[float]) -> None:
         self._loads = [sum(pair) for pair in zip(self._loads, seconds, strict=True)]

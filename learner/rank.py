@@ -23,7 +23,7 @@ from learner.sync_times import SyncTimes
 from learner.update import PolicyLearner
 from learner.update_sums import UpdateSums
 from learner.watched import watched
-from learner.zero3 import join_ranks
+from learner.zero3 import join_ranks, leave_gpu
 
 if TYPE_CHECKING:
     from learner.weight_sender import WeightSender
@@ -53,6 +53,7 @@ class LearnerRank:
         join_ranks(self._config, self._rank, address, port)
         self._learner = PolicyLearner(self._config, self._policy, self._rank, self._device)
         self._engine = self._learner.engine
+        leave_gpu(self._engine, self._config)
         return sum(p.ds_numel for p in self._engine.module.parameters())
 
     @watched
@@ -72,14 +73,14 @@ class LearnerRank:
         """One update on a batch of encoded groups, on all ranks at once: version + 1."""
         sums = self._learner.update(self._rows(payloads), self.version)
         self.version += 1
-        self._leave_gpu()
+        leave_gpu(self._engine, self._config)
         return sums
 
     @watched
     def score(self, payloads: Sequence[bytes]) -> UpdateSums:
         """Compare the engine's log-probs with the learner's on encoded groups, without training (the `own_*` sums)."""
         sums = self._learner.score(self._rows(payloads), self.version)
-        self._leave_gpu()
+        leave_gpu(self._engine, self._config)
         return sums
 
     @watched
@@ -106,6 +107,7 @@ class LearnerRank:
         from learner.checkpoint import load_state
 
         self.version = load_state(self._engine, folder)
+        leave_gpu(self._engine, self._config)
         return self.version
 
     @watched
@@ -115,11 +117,6 @@ class LearnerRank:
 
         dtype = getattr(torch, self._config.model.dtype)
         export_policy(self._engine.module, Path(folder), self._policy, dtype, writes=self._rank == 0)
-
-    def _leave_gpu(self) -> None:
-        """To the engine on it, which is to wake: torch keeps what was freed."""
-        if self._config.cluster.colocated and self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _rows(self, payloads: Sequence[bytes]) -> list[TrainingRow]:
         rows = training_rows([decode_group(data) for data in payloads], self._config)

@@ -71,6 +71,13 @@ def zero3_reference(config: RunConfig, model: nn.Module) -> Any:
     return engine
 
 
+def leave_gpu(engine: Any, config: RunConfig) -> None:
+    """To the engine on it, which is to wake: ZeRO-3 keeps what it gathered last, and torch what was freed."""
+    if config.shares_gpus:
+        engine.empty_partition_cache()
+        torch.cuda.empty_cache()
+
+
 def _one_unit_a_layer(model: nn.Module) -> None:
     """Fetch a decoder layer's parameters at once and not linear by linear: a tenth of the hooks and of the messages."""
     from deepspeed.utils import set_z3_leaf_modules

@@ -59,7 +59,9 @@ def is_number(value: float | None) -> bool:
 class Advisor:
     """Says each thing once, and again only after it was over."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_turns: bool = False) -> None:
+        # One of two that take turns always waits.
+        self._rules = [rule for rule in RULES if not (takes_turns and rule.metric.endswith("_idle_share"))]
         self._last: deque[UpdateMetrics] = deque(maxlen=OVER)
         self._highest: dict[str, float] = {}
         self._told: set[str] = set()
@@ -69,7 +71,7 @@ class Advisor:
         self._last.append(line)
         if len(self._last) < OVER:
             return
-        for rule in RULES:
+        for rule in self._rules:
             values = [float(value) for one in self._last if is_number(value := getattr(one, rule.metric))]
             if values:
                 yield from self._judged(rule, values)

@@ -95,6 +95,10 @@ class Elastic:
         except ValidationError as error:
             self._say(f"warning: {self._wish}: {error.errors(include_url=False)[0]['msg']}: it is not followed")
             return
+        if self._config.shares_gpus:
+            why = "every learner rank has its engine (cluster.colocated)"
+            self._say(f"warning: {self._wish}: {why}: it is not followed")
+            return
         self._by_wish = True
         if wish.actors != self._wanted:
             self._say(f"{wish.actors} rollout actors are asked for instead of {self._wanted} ({self._fleet})")

@@ -21,7 +21,7 @@ from orchestration.shapes import ModelShape
 CUDA_GRAPHS = GIB  # captured inside the engine's share: vLLM leaves them room
 # Resident memory on CPUs beyond the other terms, measured on quickstart.yaml: about 530 MiB are imported libraries, the
 # rest is what vLLM's CPU kernels work with and the allocator keeps of freed blocks.
-LIBRARIES = 1100 * MIB
+LIBRARIES = 760 * MIB
 
 TAKING = "taking weights"
 

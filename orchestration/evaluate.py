@@ -74,12 +74,13 @@ def _judge_all(config: RunConfig, policies: Sequence[str], plan: Plan, judged: l
     from envs.base import BadEnvironment
     from envs.registry import check_env
     from orchestration.cluster import cause_of
-    from orchestration.judging import judge_policies, named_policies
+    from orchestration.judging import judge_policies, named_policies, without_ranks
     from orchestration.session import RUN_ERRORS, START_ERRORS
 
     try:
         check_env(config.env)
-        for one in judge_policies(config, named_policies(config, policies), plan):
+        alone = without_ranks(config)
+        for one in judge_policies(alone, named_policies(alone, policies), plan):
             judged.append(one)
     except (BadEnvironment, *START_ERRORS) as error:
         return fail(error, BAD_INPUT)

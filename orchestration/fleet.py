@@ -26,12 +26,11 @@ from learner.sync_times import SyncTimes
 from orchestration.cluster import cause_of, end, end_process
 from orchestration.learners import LearnerError, Learners
 from orchestration.members import Member, Phase, Roster, answer_limit_s, in_phase, in_words
+from orchestration.pulse import signs_of_life
 from orchestration.room import Room, is_placed
 from orchestration.start import RolloutError, all_up, up_again
 
 TRIES = 3  # of a broadcast that failed without a culprit
-# Of rollout.hang_timeout_s: an engine that hangs ends its process itself and leaves its stacks before it is ended.
-PATIENCE = 1.5
 
 
 class Fleet:
@@ -127,7 +126,7 @@ class Fleet:
 
     def watch(self) -> None:
         """Look after the actors from now on, until `close`."""
-        self._in_background(self._watch())
+        self._in_background(signs_of_life(self.roster, self._config.rollout.hang_timeout_s, self.lose))
 
     def look_after(self, work: Coroutine[Any, Any, None]) -> None:
         """Do this beside everything else, until `close`; where it fails the run ends."""
@@ -157,8 +156,12 @@ class Fleet:
         raise RolloutError(f"the weights did not reach the rollout actors in {TRIES + len(self.members)} tries")
 
     async def ask_all(self, method: str) -> None:
-        """Call a method of all whose engines are up, side by side."""
-        await asyncio.gather(*(self._ask(m, method) for m in in_phase(self.members, Phase.UP, Phase.READY)))
+        """Call a method of all whose engines are up, side by side; who does not do it has ended when this returns."""
+        members = in_phase(self.members, Phase.UP, Phase.READY)
+        lives = [member.life for member in members]
+        await asyncio.gather(*(self._ask(member, method) for member in members))
+        lost = [m for m, life in zip(members, lives, strict=True) if m.life != life and m.place is not None]
+        await asyncio.gather(*(end_process(m.handle, m.place) for m in lost if m.place is not None))
 
     async def clocks(self) -> dict[tuple[int, int], EngineClock]:
         """The engines' clocks by the actors' number and life."""
@@ -210,6 +213,8 @@ class Fleet:
         self._say(f"warning: {member.name} has lost its node ({self})")
 
     async def _see_off(self, member: Member) -> None:
+        if self._config.cluster.colocated:
+            await self._ask(member, "wake")  # no weights will come for it
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limit_s):
                 while member.load:
@@ -240,7 +245,8 @@ class Fleet:
             try:
                 if not dead and member.place is not None:
                     await end_process(member.handle, member.place)
-                await up_again(member, self._config.rollout.start_timeout_s, ended=not dead)
+                async with self._learners.at_rest():
+                    await up_again(member, self._config.rollout.start_timeout_s, ended=not dead)
             except (RayError, TimeoutError) as error:
                 if member.room is None or is_placed(member.room):  # or the cluster has no room for it yet
                     member.cause, member.failures = cause_of(error), member.failures + 1
@@ -315,23 +321,6 @@ class Fleet:
                 self._say(
                     f"{member.name} samples again, {time.monotonic() - member.since:.0f} s after its fault ({self})"
                 )
-
-    async def _watch(self) -> None:
-        """Every actor has to give a sign of life in time, whatever its engine does."""
-        while True:
-            await asyncio.sleep(self._config.rollout.hang_timeout_s / 4)
-            await asyncio.gather(*(self._pulse(m) for m in in_phase(self.members, Phase.UP, Phase.READY)))
-
-    async def _pulse(self, member: Member) -> None:
-        life, limit_s = member.life, PATIENCE * self._config.rollout.hang_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                await member.handle.pulse.remote()
-        except TimeoutError:
-            key = f"{PATIENCE:g} x rollout.hang_timeout_s"
-            self.lose(member, life, f"{member.name} gave no sign of life for {limit_s:g} s ({key})")
-        except RayError as error:
-            self.lose(member, life, f"{member.name}: {cause_of(error)}", dead=isinstance(error, RayActorError))
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,16 @@ def named_policies(config: RunConfig, paths: Sequence[str]) -> list[Policy]:
     return policies
 
 
+def without_ranks(config: RunConfig) -> RunConfig:
+    """For engines alone: those that would share GPUs with a learner's ranks have them for themselves."""
+    if not config.shares_gpus:
+        return config
+    alone = {"rollout": {"gpus_per_actor": 1.0}, "deepspeed": {"gpus_per_rank": 1.0}, "cluster": {"colocated": False}}
+    return config.model_copy(
+        update={group: getattr(config, group).model_copy(update=values) for group, values in alone.items()}
+    )
+
+
 def judge_policies(config: RunConfig, policies: Sequence[Policy], plan: Plan) -> Iterator[JudgedPolicy]:
     """Every policy on the same episodes, one after another.
 

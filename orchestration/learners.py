@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -99,6 +100,12 @@ class Learners:
     async def export(self, folder: str) -> None:
         async with self._turn:
             await self._all("export", folder)
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """Where ranks and engines share GPUs: the ranks do nothing meanwhile, and leave what is free to others."""
+        async with self._turn if self._config.shares_gpus else nullcontext():
+            yield
 
     async def _engines(self, method: str) -> None:
         if self._ask_engines is not None:

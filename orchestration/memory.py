@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from configs.schema import RunConfig
 from orchestration.engine_memory import Cache, asleep, engine_floor, engine_need, engine_terms, kv_cache
-from orchestration.learner_memory import SENDING, host_need, learner_need, learner_phases, learner_stays, sending
+from orchestration.learner_memory import LOADING, SENDING, host_need, learner_need, learner_phases
 from orchestration.memory_terms import GIB, Need, Term
 from orchestration.shapes import ModelShape
 
@@ -28,8 +28,8 @@ class Estimate:
 
 
 def estimate(config: RunConfig, shape: ModelShape) -> Estimate:
-    """Per learner rank and per engine part; of both together where they share a GPU (cluster.colocated)."""
-    if config.cluster.colocated:
+    """Per learner rank and per engine part; of both together where they share a GPU."""
+    if config.shares_gpus:
         needs = [_colocated(config, shape)]
     else:
         ranks = _limit(config, config.deepspeed.gpus_per_rank)
@@ -53,15 +53,19 @@ def _limit(config: RunConfig, gpus: float) -> int | None:
 
 
 def _colocated(config: RunConfig, shape: ModelShape) -> Need:
-    """A rank and a part of an engine on one GPU: the engine is awake with what the rank keeps beside it, or asleep."""
+    """A rank and an engine on one GPU: the engine is asleep while the rank computes, and awake while it sends or loads.
+
+    Of all there is at those times what the rank keeps, and a bucket or the whole model once.
+    """
     engine = _named("engine", engine_terms(config, shape))
+    of_rank = learner_phases(config, shape)
     phases = {
-        phase: [*_named("learner", terms), asleep(config)] for phase, terms in learner_phases(config, shape).items()
+        phase: [*_named("learner", terms), *(engine if phase in (SENDING, LOADING) else [asleep(config)])]
+        for phase, terms in of_rank.items()
     }
-    awake = [*_named("learner", [*learner_stays(config, shape), sending(config, shape)]), *engine]
     memory = config.cluster.gpu_memory_gib
     limit = None if memory is None else int(memory * GIB)
-    return Need("GPU of a learner rank and an engine", phases | {SENDING: awake}, limit, GPU_MEMORY)
+    return Need("GPU of a learner rank and an engine", phases, limit, GPU_MEMORY)
 
 
 def _named(role: str, terms: Sequence[Term]) -> list[Term]:

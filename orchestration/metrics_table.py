@@ -158,7 +158,8 @@ class UpdateMetrics:
     sync_load_s: Annotated[float, About("s", "small")]
     """Loading into the slowest engine's layers."""
     learner_idle_share: Annotated[float, About("share", "below 0.5; more: add actors")]
-    """Share of the time since the update before in which the learner waited for a batch."""
+    """Share of the time since the update before in which the learner waited for a batch; with cluster.colocated that is
+    when engines sample."""
     learner_step_share: Annotated[float, About("share", "above 0.4")]
     """Share of that time in which the learner worked on a batch."""
     learner_sync_share: Annotated[float, About("share", "below 0.1")]
@@ -168,7 +169,8 @@ class UpdateMetrics:
     ]
     """Share of that time in which an engine had nothing to sample, mean of the actors."""
     actor_paused_share: Annotated[float, About("share", "below 0.1")]
-    """Share of that time in which an engine stood still for new weights, mean of the actors; else it samples."""
+    """Share of that time in which an engine stood still for new weights, or slept through an update
+    (cluster.colocated), mean of the actors; else it samples."""
     lr: Annotated[float, About("1", "follows optim.schedule")]
     """Learning rate of the step."""
 

@@ -61,7 +61,7 @@ class Recorder:
         self._totals = replace(state.totals) if state is not None else Totals()
         self._totals.beyond_stop, self._totals.stop = self._totals.beyond(config.run.stop), config.run.stop
         self.last: UpdateMetrics | None = None
-        self._advisor = Advisor()
+        self._advisor = Advisor(takes_turns=config.cluster.colocated)
         # Of the process before: clocks of new engines know nothing of it.
         self._earlier = state.unrecorded if state is not None else Unrecorded()
         self._waits_s = self._earlier.learner_waits_s

@@ -35,6 +35,7 @@ HEAVY = {
         "orchestration/driver.py",
         "orchestration/learners.py",
         "orchestration/monitor.py",
+        "orchestration/pulse.py",
         "orchestration/fleet.py",
         "orchestration/held_out.py",
         "orchestration/queue_client.py",

@@ -24,7 +24,7 @@ ELSEWHERE = {
     "actors/weight_receiver.py:GlooWeightTransferEngine.receive_weights": "the group's own, sync.timeout_s",
     "envs/math/grader.py:Grader.stop": "of a process that was killed",
     "learner/actors_client.py:_gathered": "of calls that are done",
-    "learner/gather.py:_gathered": "the rank's watchdog, deepspeed.timeout_s",
+    "learner/gather.py:_of_other_ranks": "the rank's watchdog, deepspeed.timeout_s",
     "learner/weight_sender.py:GlooTrainerWeightTransferEngine.trainer_init": "the answers', sync.timeout_s",
     "learner/weight_sender.py:GlooTrainerWeightTransferEngine._wait_for": "the group's own, sync.timeout_s",
     "learner/weight_sender.py:wait_for_all": "of a call that is done",

@@ -87,6 +87,7 @@ def scripted() -> ScriptedEngine:
 def engine(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     monkeypatch.setattr(engine_module, "start_engine", lambda arguments: scripted)
     engine = Engine(RunConfig(), "policy", 0, EOS)
+    engine.start()
     yield engine
     scripted.gate.set()
     engine.close()
@@ -130,6 +131,7 @@ async def test_a_sleeping_engine_keeps_its_requests_and_wakes_paused(
     rollout, ranks = {"actors": 1, "gpus_per_actor": gpus}, {"ranks": 1, "gpus_per_rank": gpus}
     settings = {"rollout": rollout, "deepspeed": ranks, "cluster": {"colocated": True}}
     engine = Engine(RunConfig.model_validate(settings), "policy", 0, EOS)
+    engine.start()
     try:
         await engine.wake()
         await engine.sleep()
@@ -199,7 +201,7 @@ def test_a_start_that_fails_raises_its_cause(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(engine_module, "start_engine", refuse)
     with pytest.raises(ValueError, match="no such architecture"):
-        Engine(RunConfig(), "policy", 0, EOS)
+        Engine(RunConfig(), "policy", 0, EOS).start()
 
 
 # --- under a watchdog ------------------------------------------------------------------------------------------------
@@ -221,7 +223,9 @@ class Dog:
 def watched(scripted: ScriptedEngine, dog: Any, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(engine_module, "start_engine", lambda arguments: scripted)
     config = RunConfig.model_validate({"rollout": {"hang_timeout_s": 3}, "sync": {"timeout_s": 20}})
-    return Engine(config, "policy", 0, EOS, dog)
+    engine = Engine(config, "policy", 0, EOS, dog)
+    engine.start()
+    return engine
 
 
 async def test_a_step_has_its_limit_and_a_command_that_of_a_broadcast_beside(

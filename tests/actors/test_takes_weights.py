@@ -78,6 +78,7 @@ async def test_an_actor_leaves_its_weight_group_before_it_joins_another() -> Non
     actor, engine = with_engine()
     await actor.init_weight_transfer_engine({"rank_offset": 1})
     assert engine.did == [
+        "wake",
         ("leave_weight_group", {}),
         ("init_weight_transfer_engine", {"init_info": {"rank_offset": 1}}),
     ]
@@ -92,7 +93,7 @@ async def test_weights_in_parts_are_one_update() -> None:
     assert (await actor.policy_version(), is_held(actor)) == (7, False)
     parts = [("take_part", {"update_info": {"part": i}}) for i in (1, 2)]
     assert engine.did == [
-        *PAUSED, ("start_weight_update", {}), *parts, ("finish_weight_update", {}), "resume",
+        *PAUSED, ("begin_weights", {}), *parts, ("finish_weight_update", {}), "resume",
     ]  # fmt: skip
     assert all(isinstance(time, float) and time >= 0 for time in times)
 

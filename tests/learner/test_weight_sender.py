@@ -18,7 +18,7 @@ from torch import nn
 from vllm.distributed.weight_transfer import ParamMeta
 
 from configs.schema import RunConfig
-from learner import actors_client, weight_sender
+from learner import actors_client, weight_source
 from learner.actors_client import ActorsClient, WeightTransferError
 from learner.weight_sender import WeightSender, cut, pack
 from learner.weight_source import Zero3Source
@@ -304,7 +304,7 @@ def test_tensors_that_last_are_not_overwritten_by_later_ones(monkeypatch: pytest
         for number in range(3):
             yield f"w{number}", memory.fill_(number)
 
-    monkeypatch.setattr(weight_sender, "gathered_parameters", gathered)
+    monkeypatch.setattr(weight_source, "gathered_parameters", gathered)
     module = nn.Linear(2, 2)
     lasting = list(Zero3Source(module, torch.float32, lasting=True))
     assert [tensor.tolist() for _, tensor in lasting] == [[0, 0], [1, 1], [2, 2]]

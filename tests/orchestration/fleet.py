@@ -100,7 +100,8 @@ class Handle:
 class Giving:
     """The learner's side: whoever is named gets its version.
 
-    faults: what the next broadcasts raise, None: nothing. during: what happens in the course of the next ones.
+    faults: what the next broadcasts raise, None: nothing. during: what happens in the course of the next ones. resting:
+    held while engines may start.
     """
 
     def __init__(self) -> None:
@@ -109,6 +110,12 @@ class Giving:
         self.faults: list[BaseException | None] = []
         self.during: list[Callable[[], Awaitable[None]]] = []
         self.meanwhile: Callable[[], None] = lambda: None
+        self.resting = asyncio.Lock()
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        async with self.resting:
+            yield
 
     async def give(self, actors: Mapping[int, Handle], *, anew: bool) -> SyncTimes:
         self.given.append((sorted(actors), anew))

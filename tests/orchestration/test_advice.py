@@ -17,6 +17,12 @@ BAD: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_who_takes_turns_is_not_told_that_one_of_both_waits() -> None:
+    for metric in ("learner_idle_share", "actor_idle_share"):
+        assert said(Advisor(takes_turns=True), series(metric, 0.9, OVER)) == []
+    assert len(said(Advisor(takes_turns=True), series("zero_advantage_share", 1.0, OVER))) == 1
+
+
 def said(advisor: Advisor, lines: list[UpdateMetrics]) -> list[str]:
     return [text for line in lines for text in advisor.look(line)]
 

@@ -162,6 +162,16 @@ def test_a_wish_that_makes_no_sense_is_said_once_and_not_followed(tmp_path: Path
     assert "scale.json" in stage.said[0]
 
 
+def test_engines_of_the_ranks_stay_as_many_as_they_are(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, actors=2)
+    halves = {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5}}
+    stage.elastic._config = RunConfig.model_validate(halves | {"cluster": {"colocated": True}})
+    for actors in (3, 1):
+        stage.wish(json.dumps({"actors": actors}))
+        assert stage.look().up == 2
+    assert len([line for line in stage.said if "(cluster.colocated): it is not followed" in line]) == 2
+
+
 def test_a_wish_of_the_process_before_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "scale.json").write_text('{"actors": 7}')
     assert Stage(tmp_path).look().up == 2

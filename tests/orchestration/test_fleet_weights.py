@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from configs.schema import RunConfig
 from learner.actors_client import WeightTransferError
 from orchestration.fleet import TRIES
 from orchestration.learners import LearnerError
@@ -51,9 +52,24 @@ async def test_all_whose_engines_are_up_are_asked_and_who_fails_is_lost(ends: En
     async with up(scripted) as fleet:
         fleet.roster.move(fleet.members[1], Phase.READY)
         scripted.handles[2].errors["sleep"] = [BROKEN]
+        pid = scripted.handles[2].pid
+        async with scripted.learners.resting:  # as the learner does until its update is done
+            await fleet.ask_all("sleep")
+            assert [handle.told for handle in scripted.handles[:2]] == [{"sleep": ()}] * 2
+            assert any("rollout actor 2 failed in sleep" in line for line in scripted.said)
+            assert scripted.handles[2].pid > pid, "it may have kept the GPU's memory"
+            await settle()
+            assert fleet.members[2].phase is Phase.COMING, "its engine does not start beside an update"
+        await eventually(lambda: fleet.members[2].phase is Phase.UP)
+
+
+async def test_who_is_dismissed_asleep_is_woken_to_finish_its_tickets(ends: Ends) -> None:
+    scripted = Scripted(actors=2)
+    async with up(scripted, RunConfig.model_validate({"cluster": {"colocated": True}})) as fleet:
         await fleet.ask_all("sleep")
-        assert [handle.told for handle in scripted.handles[:2]] == [{"sleep": ()}] * 2
-        assert any("rollout actor 2 failed in sleep" in line for line in scripted.said)
+        fleet.dismiss([fleet.members[1]])
+        await settle()
+        assert [set(handle.told) for handle in scripted.handles] == [{"sleep"}, {"sleep", "wake"}]
 
 
 async def test_a_newcomer_is_told_what_the_others_were_told(ends: Ends) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayTaskError
 
 from actors.receipt import Receipt
 from envs.codec import decode_group
@@ -160,6 +161,22 @@ def test_engines_that_sleep_through_an_update_go_on_where_they_were(stack: Stack
     assert min(slept) > 0.8 * took_s
     assert any(len(np.unique(s.policy_versions)) > 1 for g in groups for t in g.trajectories for s in t.segments)
     assert_engine_and_learner_agree(sums)
+
+
+def test_an_update_in_parts_that_broke_off_leaves_an_engine_as_good_as_before(stack: Stack) -> None:
+    """Its learner went away between two parts, or a part was damaged: the next learner's weights are the engine's."""
+
+    async def broken_off() -> Any:
+        for actor in stack.actors:
+            await actor.begin_weights.remote()
+        with pytest.raises(RayTaskError, match="shapes"):
+            await stack.actors[0].take_part.remote({"names": ["a"], "dtype_names": ["float32"], "shapes": []})
+        await stack.actors[1].begin_weights.remote()  # once more, from the beginning
+        await stack.learners.give(dict(enumerate(stack.actors)), anew=True)
+        _, payloads = await stack.sample_batch(800, 6)
+        return await stack.learners.score(await payloads)
+
+    assert_engine_and_learner_agree(stack.run(broken_off))
 
 
 def test_sesa_groups_come_through_whole(stack: Stack) -> None:

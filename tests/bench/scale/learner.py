@@ -7,7 +7,8 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from learner.sync_times import SyncTimes
@@ -32,6 +33,10 @@ class SimulatedLearners:
         await asyncio.sleep(seconds)
         self.version += 1
         return UpdateSums(tokens=1, forward_tokens=1, computed_tokens=1, attended=1, steps=1, seconds=seconds)
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        yield
 
     async def give(self, actors: Mapping[int, Handle], *, anew: bool) -> SyncTimes:
         """The version to all of them, one call a host: in a run rank 0 calls the actors, which is not the driver."""

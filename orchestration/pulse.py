@@ -1,0 +1,38 @@
+"""Every rollout actor has to give a sign of life in time, whatever its engine does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from ray.exceptions import RayActorError, RayError
+
+from orchestration.cluster import cause_of
+from orchestration.members import Member, Phase, Roster, in_phase
+
+# Of rollout.hang_timeout_s: an engine that hangs ends its process itself and leaves its stacks before it is ended.
+PATIENCE = 1.5
+
+
+class Lose(Protocol):
+    def __call__(self, member: Member, life: int, cause: str, *, dead: bool = False) -> None: ...
+
+
+async def signs_of_life(roster: Roster, hang_timeout_s: float, lose: Lose) -> None:
+    """Ask those who sample, or are ready to, until it is cancelled; `lose` is called for who gives none."""
+    while True:
+        await asyncio.sleep(hang_timeout_s / 4)
+        members = in_phase(roster.members, Phase.UP, Phase.READY)
+        await asyncio.gather(*(_pulse(member, PATIENCE * hang_timeout_s, lose) for member in members))
+
+
+async def _pulse(member: Member, limit_s: float, lose: Lose) -> None:
+    life = member.life
+    try:
+        async with asyncio.timeout(limit_s):
+            await member.handle.pulse.remote()
+    except TimeoutError:
+        key = f"{PATIENCE:g} x rollout.hang_timeout_s"
+        lose(member, life, f"{member.name} gave no sign of life for {limit_s:g} s ({key})")
+    except RayError as error:
+        lose(member, life, f"{member.name}: {cause_of(error)}", dead=isinstance(error, RayActorError))
