@@ -44,7 +44,7 @@ def _allocator(settings: str) -> dict[str, str]:
 CPU_ENGINE_ENV = {
     **ONE_THREAD,
     **_allocator(KEEPS),
-    # oneDNN keeps 1,024 kernels, one for each shape of a matrix product, and every number of tokens in a step is another
+    # oneDNN keeps 1,024 kernels, one for each shape of a matrix product, and each number of tokens in a step is another
     # shape: engines grew by hundreds of MiB until it was full. As many as a few steps need are as fast.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
