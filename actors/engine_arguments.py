@@ -19,7 +19,7 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
             # In a placement group vLLM would start Ray actors for the parts, in bundles of one GPU each.
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
             # Weights and cache then lie in memory that vLLM can give back and get again at the same addresses.
-            "enable_sleep_mode": config.cluster.colocated,
+            "enable_sleep_mode": config.shares_gpus,
         }
         if on_gpu
         else {

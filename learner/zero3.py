@@ -74,8 +74,7 @@ def zero3_reference(config: RunConfig, model: nn.Module) -> Any:
 def leave_gpu(engine: Any, config: RunConfig) -> None:
     """To the engine on it, which is to wake: ZeRO-3 keeps what it gathered last, and torch what was freed."""
     if config.shares_gpus:
-        engine.empty_partition_cache()
-        torch.cuda.empty_cache()
+        engine.empty_partition_cache()  # of both
 
 
 def _one_unit_a_layer(model: nn.Module) -> None:

@@ -109,6 +109,10 @@ SHARING: dict[str, Any] = {
             },
             ("deepspeed.ranks (1)", "rollout.actors (2)", "rollout.tensor_parallel (1)"),
         ),
+        (
+            SHARING | {"rollout": {"actors": 2, "gpus_per_actor": 0.25}},
+            ("rollout.gpus_per_actor (0.25)", "deepspeed.gpus_per_rank (0.5)", "must be one GPU together"),
+        ),
         (SHARING | {"sync": {"backend": "nccl"}}, ("cluster.colocated", "sync.backend is nccl")),
         (SHARING | {"sync": {"checksum": True}}, ("sync.checksum", "sync.backend")),
         (

@@ -24,9 +24,10 @@ from orchestration.evaluate import main
 from orchestration.evaluation import LISTS_APART, PAYLOADS_KEPT, EvaluationError, held_out
 from orchestration.held_out import evaluate, sample, target_count
 from orchestration.judgement import judge
-from orchestration.judging import JudgedPolicy, named_policies
+from orchestration.judging import JudgedPolicy, named_policies, without_ranks
 from orchestration.plans import Plan, plan_of, settings_digest
 from orchestration.policy import PolicyError
+from orchestration.room import actor_role
 from orchestration.tickets import held_out_tickets
 from tests.builders import TICKET, parallel_group
 
@@ -220,6 +221,14 @@ def test_a_runs_folder_stands_for_the_policy_it_left(tmp_path: Path) -> None:
     assert (first.name, first.config.model.path) == (str(run), str(run / "policy"))
     assert (second.name, second.config.model.path) == (str(plain), str(plain))
     assert third.config.model.path == "Some/Model"
+
+
+def test_engines_that_shared_gpus_with_ranks_are_judged_on_gpus_of_their_own() -> None:
+    halves = {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5}}
+    alone = without_ranks(RunConfig.model_validate(halves | {"cluster": {"colocated": True}}))
+    assert (actor_role(alone).count, actor_role(alone).gpus, alone.shares_gpus) == (2, 1.0, False)
+    assert RunConfig.model_validate(alone.model_dump()) == alone
+    assert without_ranks(RunConfig()) == RunConfig()
 
 
 def test_without_a_name_it_is_the_configs_policy() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.members import Member, Phase, Roster, in_phase, in_words
+from configs.schema import RunConfig
+from orchestration.members import Member, Phase, Roster, answer_limit_s, in_phase, in_words
 
 PHASES = [Phase.UP, Phase.COMING, Phase.READY, Phase.UP, Phase.LEAVING, Phase.GONE, Phase.UP]
 
@@ -85,3 +86,12 @@ def test_a_member_is_called_by_its_number() -> None:
 def test_they_are_told_of_in_numbers_but_for_those_that_have_left() -> None:
     assert in_words(members()).split(", ") == ["1 coming", "1 ready", "3 up", "1 leaving"]
     assert in_words(members(phases=[Phase.GONE])) == in_words([]) == "none left"
+
+
+def test_an_attempt_may_sleep_through_as_many_updates_as_its_lag_allows() -> None:
+    settings = {
+        "rollout": {"ticket_timeout_s": 10}, "queue": {"timeout_s": 5, "max_policy_lag": 2},
+        "deepspeed": {"timeout_s": 100},
+    }  # fmt: skip
+    assert answer_limit_s(RunConfig.model_validate(settings)) == 15
+    assert answer_limit_s(RunConfig.model_validate(settings | {"cluster": {"colocated": True}})) == 315
