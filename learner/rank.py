@@ -23,14 +23,14 @@ from learner.sync_times import SyncTimes
 from learner.update import PolicyLearner
 from learner.update_sums import UpdateSums
 from learner.watched import watched
-from learner.zero3 import join_ranks, leave_gpu
+from learner.zero3 import join_ranks, leave_gpu, meeting_place
 
 if TYPE_CHECKING:
     from learner.weight_sender import WeightSender
 
 
 class LearnerRank:
-    """Rank `rank` of `config.deepspeed.ranks`. Call `address` on rank 0, then `start` on all with what it returned."""
+    """Rank `rank` of `config.deepspeed.ranks`. Call `meet` on rank 0, then `start` on all with what it returned."""
 
     def __init__(self, config: RunConfig, policy: str, rank: int, stacks: str = "") -> None:
         self._config, self._policy, self._rank = config, policy, rank
@@ -38,6 +38,12 @@ class LearnerRank:
         self.limit_s = config.deepspeed.timeout_s
         self._sender: WeightSender | None = None
         self.version = 0
+
+    def meet(self) -> tuple[str, int]:
+        """This node's address, and the port at which the ranks can meet from now on."""
+        address = str(ray.util.get_node_ip_address())
+        self._meeting = meeting_place(address, self.limit_s)
+        return address, int(self._meeting.port)
 
     def address(self) -> tuple[str, int]:
         """This node's address and a port that is free on it."""

@@ -10,9 +10,20 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from configs.schema import RunConfig
+
+
+def meeting_place(address: str, limit_s: float) -> dist.TCPStore:
+    """A store at this address for as long as it is held, at a port that was free: that of `join_ranks`.
+
+    A port that is merely known to be free may be an engine's by the time the ranks come. torch, told to open a store at
+    a port, takes the one its own process has there.
+    """
+    limit = timedelta(seconds=limit_s)
+    return dist.TCPStore(address, 0, None, True, limit, wait_for_workers=False, multi_tenant=True)
 
 
 def join_ranks(config: RunConfig, rank: int, address: str, port: int) -> None:

@@ -55,7 +55,7 @@ class Learners:
 
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
-        address, port = await self._within("find a port", self._one(0, "address"))
+        address, port = await self._within("open a port", self._one(0, "meet"))
         where = [self._one(rank, "__ray_call__", _place) for rank in range(self.count)]
         self._places = await self._within("say where they are", asyncio.gather(*where))
         return int((await self._all("start", address, port))[0])

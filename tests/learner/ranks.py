@@ -82,7 +82,7 @@ class Ranks:
             ).remote(config, str(policy), i)
             for i in range(config.deepspeed.ranks)
         ]
-        self.all("start", *ray.get(self.ranks[0].address.remote(), timeout=60))
+        self.all("start", *ray.get(self.ranks[0].meet.remote(), timeout=60))
 
     def all(self, method: str, *arguments: Any) -> list[Any]:
         return list(ray.get([getattr(rank, method).remote(*arguments) for rank in self.ranks], timeout=120))
