@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray.exceptions import RayTaskError
 
 from configs.files import read_file
 from configs.schema import CheckpointSettings, RunConfig
@@ -96,18 +97,26 @@ class Checkpoints:
     async def write(self, update: int, dispatcher: Dispatcher, recorder: Recorder) -> None:
         """The run as it is after `update`. A failure is said and the run goes on with the checkpoint before.
 
-        Raises CheckpointError after the last update, and LedgerError when the ledger does not balance.
+        After the last update raises LearnerError where the ranks can be started again for it, else CheckpointError.
+        Raises LedgerError when the ledger does not balance.
         """
         dispatcher.ledger.counts().check()
         final = self.folder.checkpoint(update)
         self.folder.sweep_checkpoints()
         try:
-            await self._write(update, self.folder.partial(final), dispatcher, recorder)
+            try:
+                await self._write(update, self.folder.partial(final), dispatcher, recorder)
+            except QueueError:
+                if not await self._queue_has_died(dispatcher):
+                    raise
+                await self._write(update, self.folder.partial(final), dispatcher, recorder)
         except (OSError, LearnerError, LedgerError, QueueError, StateError) as error:
             with suppress(OSError):  # the room it took is needed, and ranks that are late must find it gone
                 self.folder.remove(partial_of(final))
             failed = f"checkpoint of update {update} not written: {_cause(error)}"
             if recorder.is_over(update):
+                if isinstance(error, LearnerError) and not isinstance(error.__cause__, RayTaskError):
+                    raise  # a rank died or hung; what one that lives says of its disk would be so the next time
                 raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error
             self.say(f"warning: {failed}; going on with the one before")
 
@@ -122,6 +131,14 @@ class Checkpoints:
         kept = "" if latest == self.folder.checkpoint(update) else f", which could not be kept; {latest.name} is there"
         command = shlex.join(("python", "orchestration/run.py", "--resume", str(self.folder.path)))
         return f"interrupted after update {update}{kept}; go on with: {command}"
+
+    async def _queue_has_died(self, dispatcher: Dispatcher) -> bool:
+        """What it held is in flight again, except what its successor has got meanwhile."""
+        name, there = await self.replay.contents()
+        if died := name != dispatcher.queue:
+            dispatcher.book_lost(name, there)
+            self.say("warning: the replay queue died and was started again: the groups it held are sampled again")
+        return died
 
     async def _write(self, update: int, partial: Path, dispatcher: Dispatcher, recorder: Recorder) -> None:
         # Ledger, counters and figures are of one moment; tickets go on ending while the rest is written. The groups

@@ -33,6 +33,7 @@ class Dispatcher:
         self._dead_queues: set[str] = set()
         # One at a time: a ticket that kills its actor must not take others' last attempts with it.
         self._last_attempts = asyncio.Lock()
+        self.taking = asyncio.Lock()  # held from when a batch is asked for until it is booked
         self._running: dict[int, asyncio.Task[None]] = {}
         self._next_index = 0
         self._version = 0
@@ -176,13 +177,13 @@ class Dispatcher:
     async def _follow(self, ticket: Ticket) -> None:
         """One ticket to its end: tried again while it fails, up to rollout.max_attempts."""
         try:
-            receipt = await self._fleet.sample(ticket)
+            receipt = await self._sampled(ticket)
             while cause := self._to_be_tried_again(receipt):
                 self.sampled.add_cost(receipt)
                 ticket = self.ledger.retry(ticket.index, cause)
                 last = ticket.attempt + 1 >= self._config.rollout.max_attempts
                 async with self._last_attempts if last and receipt.actor_lost else nullcontext():
-                    receipt = await self._fleet.sample(ticket)
+                    receipt = await self._sampled(ticket)
             self._book(receipt)
         except Exception as error:
             self._error = error
@@ -190,6 +191,12 @@ class Dispatcher:
             del self._running[ticket.index]
             self._issue_more()
             self._changed.set()
+
+    async def _sampled(self, ticket: Ticket) -> Receipt:
+        """One attempt; known when no batch is being taken, for that may bring the group of an earlier attempt."""
+        receipt = await self._fleet.sample(ticket)
+        async with self.taking:
+            return receipt
 
     def _to_be_tried_again(self, receipt: Receipt) -> str:
         """Why another attempt is due; empty where none is."""

@@ -60,10 +60,11 @@ class Driver:
         """
         while True:
             size = await self.interrupt.unless_asked(self.dispatcher.batch_ready())
-            taken, payloads = await self.replay.take(size, version, self.dispatcher.wanted)
-            if taken.queue != self.dispatcher.queue:
-                await self._book_lost(taken)
-            self.dispatcher.book_batch(taken)
+            async with self.dispatcher.taking:
+                taken, payloads = await self.replay.take(size, version, self.dispatcher.wanted)
+                if taken.queue != self.dispatcher.queue:
+                    await self._book_lost(taken)
+                self.dispatcher.book_batch(taken)
             if taken.fresh:
                 return taken, payloads
 

@@ -76,11 +76,15 @@ class Elastic:
     async def watch(self) -> None:
         """Look after the number of actors until it is cancelled."""
         while True:
-            self._read_wish()
-            self._write_off()
-            self._come_closer()
-            self._write_state()
+            await self.look()
             await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Once: what is asked for, what there is, and what can be done about it now."""
+        self._read_wish()
+        self._write_off()
+        await self._come_closer()
+        self._write_state()
 
     def _read_wish(self) -> None:
         try:
@@ -114,7 +118,7 @@ class Elastic:
             if member.room is not None and is_lost(member.room):
                 self._fleet.write_off(member)
 
-    def _come_closer(self) -> None:
+    async def _come_closer(self) -> None:
         there = in_phase(self._fleet.members, Phase.COMING, Phase.READY, Phase.UP)
         most = self._wanted if self._by_wish else max(self._wanted, self._config.rollout.max_actors or 0)
         if len(there) > most:
@@ -124,7 +128,7 @@ class Elastic:
         self._told = ""
         while len(there) < most:
             number = len(self._fleet.members)
-            made = self._new_actor(number)
+            made = await asyncio.to_thread(self._new_actor, number)  # the run goes on while Ray looks for room
             if made is None:
                 if len(there) < self._wanted:
                     self._told = f"no room on the cluster for rollout actor {number}"

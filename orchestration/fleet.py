@@ -23,12 +23,13 @@ from configs.schema import RunConfig
 from envs.trajectory import Ticket
 from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
+from orchestration.answers import answer_in
 from orchestration.cluster import cause_of, end, end_process
 from orchestration.learners import LearnerError, Learners
 from orchestration.members import Member, Phase, Roster, answer_limit_s, in_phase, in_words
 from orchestration.pulse import signs_of_life
-from orchestration.room import Room, is_placed
-from orchestration.start import RolloutError, all_up, up_again
+from orchestration.room import Room
+from orchestration.start import RolloutError, all_up, has_room, up_again
 
 TRIES = 3  # of a broadcast that failed without a culprit
 
@@ -60,7 +61,7 @@ class Fleet:
         self._weights = asyncio.Lock()  # one change of the weight group at a time
         self._group: list[tuple[int, int]] = []  # (number, life) of those in it
         self._begun = False  # whether weights have been sent
-        self._to_replace = 0  # of those that lost their nodes, how many have no successor yet
+        self._to_replace = 0  # of those that lost their nodes or are given up, how many have no successor yet
         self._error: BaseException | None = None
         self._told: dict[str, tuple[Any, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,8 +92,7 @@ class Fleet:
         self.roster.set_load(member, member.load + 1)
         answer: Any = member.handle.sample.remote(ticket, self.era)
         try:
-            async with asyncio.timeout(self._limit_s):
-                receipt: Receipt = await answer
+            receipt: Receipt = await answer_in(self._limit_s, answer)
             member.failures = 0
             return receipt
         except asyncio.CancelledError:
@@ -175,7 +175,7 @@ class Fleet:
         await self._somebody(phase)
         return {member.number: member.handle for member in in_phase(self.members, phase)}
 
-    def lost(self, number: int, error: RayError) -> None:
+    def lost(self, number: int, error: RayError | TimeoutError) -> None:
         """An actor failed at an evaluation."""
         member = self.members[number]
         cause = f"{member.name} failed at an evaluation: {cause_of(error)}"
@@ -227,11 +227,15 @@ class Fleet:
 
     def lose(self, member: Member, life: int, cause: str, *, dead: bool = False) -> None:
         """An actor is of no use in this life: it is started again. dead: its process has ended by itself."""
-        if member.life != life or member.phase not in (Phase.UP, Phase.READY):
+        if member.life != life or member.phase not in (Phase.UP, Phase.READY, Phase.LEAVING):
             return  # known already
         member.cause, member.failures = cause, member.failures + 1
-        self.roster.move(member, Phase.COMING)
+        self.roster.set_load(member, 0)  # what it worked on is tried elsewhere
         member.since, member.life = time.monotonic(), member.life + 1
+        if member.phase is Phase.LEAVING:
+            self._news.set()  # it has nothing left to finish
+            return
+        self.roster.move(member, Phase.COMING)
         self._say(f"warning: {cause}; it is started again ({self})")
         self._in_background(self._bring_back(member, dead))
         self._changed()
@@ -248,7 +252,7 @@ class Fleet:
                 async with self._learners.at_rest():
                     await up_again(member, self._config.rollout.start_timeout_s, ended=not dead)
             except (RayError, TimeoutError) as error:
-                if member.room is None or is_placed(member.room):  # or the cluster has no room for it yet
+                if has_room(member):
                     member.cause, member.failures = cause_of(error), member.failures + 1
                 dead = False
                 continue
@@ -260,6 +264,7 @@ class Fleet:
                 return
 
     def _give_up(self, member: Member) -> None:
+        self._to_replace += member.room is not None  # by another one in a room of its own
         self._remove(member)
         self._say(
             f"warning: {member.name} is given up after {member.failures} failures in a row (rollout.max_restarts), "
@@ -362,8 +367,7 @@ class Fleet:
         """What a method of an actor returns; None from one that does not answer in time or fails, which is lost."""
         life, limit_s = member.life, self._config.sync.timeout_s
         try:
-            async with asyncio.timeout(limit_s):
-                return await getattr(member.handle, method).remote(*arguments)
+            return await answer_in(limit_s, getattr(member.handle, method).remote(*arguments))
         except TimeoutError:
             self.lose(member, life, f"{member.name} did not answer {method} within {limit_s:g} s (sync.timeout_s)")
         except RayError as error:

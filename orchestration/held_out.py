@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +16,8 @@ from configs.schema import RunConfig
 from envs.codec import decode_group
 from envs.registry import make_env
 from envs.trajectory import Ticket
+from orchestration.answers import answer_in
+from orchestration.cluster import cause_of
 from orchestration.evaluation import LISTS_APART, Evaluation, EvaluationError, summarise
 from orchestration.plans import Plan
 from orchestration.tickets import held_out_tickets
@@ -23,6 +25,7 @@ from orchestration.tickets import held_out_tickets
 TICKETS_PER_CALL = 16
 # Lists are sampled one answer after another: it takes more of them to keep an engine busy.
 LISTS_PER_CALL = 64
+TRIES = 4  # of one call, on whichever actor: it may be the episodes that no actor gets through
 
 
 class Lanes(Protocol):
@@ -31,8 +34,8 @@ class Lanes(Protocol):
     async def there(self) -> Mapping[int, Any]:
         """Handles of those who can be asked now, at least one. Raises what the run raises when there is none."""
 
-    def lost(self, number: int, error: RayError) -> None:
-        """This actor failed."""
+    def lost(self, number: int, error: RayError | TimeoutError) -> None:
+        """This actor failed, or is too slow."""
 
 
 async def evaluate(config: RunConfig, actors: Lanes) -> Evaluation:
@@ -48,21 +51,27 @@ async def sample(
 ) -> list[bytes]:
     """Encoded groups of all held-out episodes, in their order; told: of groups done, out of how many.
 
-    Raises EvaluationError naming the actor that takes longer than eval.timeout_s for an answer.
+    Raises EvaluationError where some episodes fail wherever they are tried, or take longer than eval.timeout_s.
     """
     tickets = list_tickets(config, plan.lists)
     size = TICKETS_PER_CALL if plan.settings is None else LISTS_PER_CALL
     chunks = [tickets[i : i + size] for i in range(0, len(tickets), size)]
-    waiting, done = deque(range(len(chunks))), dict[int, list[bytes]]()
+    waiting, done, failures = deque(range(len(chunks))), dict[int, list[bytes]](), Counter[int]()
 
     async def lane(number: int, actor: Any) -> None:
         while waiting:
             chunk = waiting.popleft()
             try:
-                done[chunk] = await _answer(config, number, actor, chunks[chunk], plan)
-            except RayError as error:
-                waiting.append(chunk)
+                done[chunk] = await _answer(config, actor, chunks[chunk], plan)
+            except (RayError, TimeoutError) as error:
                 actors.lost(number, error)
+                failures[chunk] += 1
+                if failures[chunk] == TRIES:
+                    raise EvaluationError(
+                        f"{len(chunks[chunk])} held-out episodes failed for the {TRIES}th time, last on rollout actor "
+                        f"{number}: {cause_of(error)}"
+                    ) from error
+                waiting.append(chunk)
                 return
             told(sum(map(len, done.values())), len(tickets))
 
@@ -88,14 +97,13 @@ def target_count(settings: EnvSettings) -> int | None:
     return make_env(settings).target_count
 
 
-async def _answer(config: RunConfig, number: int, actor: Any, chunk: Sequence[Ticket], plan: Plan) -> list[bytes]:
+async def _answer(config: RunConfig, actor: Any, chunk: Sequence[Ticket], plan: Plan) -> list[bytes]:
     limit_s = config.eval.timeout_s
     try:
-        async with asyncio.timeout(limit_s):
-            payloads: list[bytes] = await actor.sample_held_out.remote(chunk, plan.length, plan.settings)
-            return payloads
+        payloads: list[bytes] = await answer_in(
+            limit_s, actor.sample_held_out.remote(chunk, plan.length, plan.settings)
+        )
+        return payloads
     except TimeoutError:
-        raise EvaluationError(
-            f"rollout actor {number} did not sample {len(chunk)} held-out episodes within {limit_s:g} s "
-            "(eval.timeout_s)"
-        ) from None
+        said = f"it did not sample {len(chunk)} held-out episodes within {limit_s:g} s (eval.timeout_s)"
+        raise TimeoutError(said) from None

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ray.exceptions import RayActorError, RayError
 
+from orchestration.answers import answer_in
 from orchestration.cluster import cause_of
 from orchestration.members import Member, Phase, Roster, in_phase
 
@@ -19,18 +20,17 @@ class Lose(Protocol):
 
 
 async def signs_of_life(roster: Roster, hang_timeout_s: float, lose: Lose) -> None:
-    """Ask those who sample, or are ready to, until it is cancelled; `lose` is called for who gives none."""
+    """Ask those who sample, are ready to, or finish what they have, until it is cancelled; `lose`: who gives none."""
     while True:
         await asyncio.sleep(hang_timeout_s / 4)
-        members = in_phase(roster.members, Phase.UP, Phase.READY)
+        members = in_phase(roster.members, Phase.UP, Phase.READY, Phase.LEAVING)
         await asyncio.gather(*(_pulse(member, PATIENCE * hang_timeout_s, lose) for member in members))
 
 
 async def _pulse(member: Member, limit_s: float, lose: Lose) -> None:
     life = member.life
     try:
-        async with asyncio.timeout(limit_s):
-            await member.handle.pulse.remote()
+        await answer_in(limit_s, member.handle.pulse.remote())
     except TimeoutError:
         key = f"{PATIENCE:g} x rollout.hang_timeout_s"
         lose(member, life, f"{member.name} gave no sign of life for {limit_s:g} s ({key})")

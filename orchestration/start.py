@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from orchestration.cluster import cause_of
 from orchestration.members import Member
+from orchestration.room import is_placed
 
 POLL_S = 0.5  # between looks whether Ray has started an actor again
 
@@ -33,8 +34,8 @@ async def all_up(members: Sequence[Member], limit_s: float) -> None:
 async def up_again(member: Member, limit_s: float, *, ended: bool) -> None:
     """Wait for the process that Ray starts in its place. Raises ActorDiedError, and TimeoutError for a late engine.
 
-    As long as Ray has no room to start it again there is no limit: the others go on. ended: so that the process
-    before does not count; else it may be that it could not be reached for a while.
+    As long as the cluster has no room for it there is no limit: the others go on. ended: so that the process before
+    does not count; else it may be that it could not be reached for a while.
     """
     before, same_until = member.place, time.monotonic() + limit_s
     while True:
@@ -45,14 +46,23 @@ async def up_again(member: Member, limit_s: float, *, ended: bool) -> None:
             raise
         except TimeoutError:
             raise TimeoutError(f"its engine was not up within {limit_s:g} s (rollout.start_timeout_s)") from None
-        except RayActorError:
-            same_until = time.monotonic() + limit_s  # Ray has not started it yet
+        except RayActorError as error:  # Ray has not started it yet, or one process after another ends at its start
+            if not has_room(member):
+                same_until = time.monotonic() + limit_s
+            elif time.monotonic() > same_until:
+                said = f"its process was not up within {limit_s:g} s (rollout.start_timeout_s): {cause_of(error)}"
+                raise TimeoutError(said) from None
         else:
             if not ended or member.place != before:
                 return
             if time.monotonic() > same_until:
                 raise TimeoutError(f"its process, {before}, did not end within {limit_s:g} s")
         await asyncio.sleep(POLL_S)
+
+
+def has_room(member: Member) -> bool:
+    """Whether it is for Ray to start it: else the cluster has no place for it yet."""
+    return member.room is None or is_placed(member.room)
 
 
 async def _find(member: Member) -> None:

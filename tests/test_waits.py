@@ -28,6 +28,7 @@ ELSEWHERE = {
     "learner/weight_sender.py:GlooTrainerWeightTransferEngine.trainer_init": "the answers', sync.timeout_s",
     "learner/weight_sender.py:GlooTrainerWeightTransferEngine._wait_for": "the group's own, sync.timeout_s",
     "learner/weight_sender.py:wait_for_all": "of a call that is done",
+    "orchestration/answers.py:answer_in": "of a task that is done",
     "orchestration/fleet.py:Fleet._free": "somebody is up and full: each of its tickets has a limit",
     "orchestration/interrupt.py:Interrupt.unless_asked": "that of what is waited for beside it",
     "orchestration/learners.py:Learners._one": "by those who call it, in Learners._within",
@@ -78,9 +79,11 @@ class Waits(ast.NodeVisitor):
 def is_unbounded(call: ast.Call) -> bool:
     """Whether this may wait for ever: `ray.get(x)`, `thread.join()`, `subprocess.run(...)` and such without a limit."""
     name, given = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
-    if name in ("ray.get", "ray.wait", "subprocess.run", "subprocess.check_output", "subprocess.check_call"):
+    if name in ("ray.get", "ray.wait", "asyncio.wait", "subprocess.run", "subprocess.check_output",
+                "subprocess.check_call"):  # fmt: skip
         return "timeout" not in given
-    nothing_given = not call.args and not given & {"timeout", "timeout_s", "blocking"}
+    limits = [one for one in call.args if not (isinstance(one, ast.Constant) and one.value in (None, True))]
+    nothing_given = not limits and not given & {"timeout", "timeout_s", "blocking"}
     return isinstance(call.func, ast.Attribute) and call.func.attr in WAITS and nothing_given
 
 

@@ -22,8 +22,8 @@ from configs.schema import RunConfig
 from envs.codec import Header
 from envs.trajectory import GroupStats, Ticket
 from learner.sync_times import SyncTimes
+from orchestration import answers, start
 from orchestration import fleet as fleets
-from orchestration import start
 from orchestration.dispatch import Dispatcher
 from orchestration.ledger import Ledger
 from orchestration.members import Phase
@@ -199,6 +199,7 @@ class Ends:
         self.processes: list[int] = []
         self.actors: list[int] = []
         monkeypatch.setattr(start, "POLL_S", 0.001)
+        monkeypatch.setattr(answers, "MOMENT_S", 0.001)
         monkeypatch.setattr(fleets, "end_process", self._end_process)
         monkeypatch.setattr(fleets, "end", self._end)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from orchestration.ledger import Ledger, State
 from orchestration.metrics_table import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.pivot_memory import PivotMemory
+from orchestration.replay_buffer import QueueError
 from orchestration.run_folder import RunFolder
 from orchestration.sampled import DispatchState, PivotSums, Sampled
 from orchestration.totals import RecorderState, Totals
@@ -44,15 +45,21 @@ def queued(index: int) -> bytes:
 
 
 class Queue:
-    """Holds a group of every ticket, unless it is broken."""
+    """Holds a group of every ticket, unless it is broken. lost: tickets whose groups went with the queue before."""
 
     def __init__(self) -> None:
         self.broken: Exception | None = None
+        self.name, self.lost = "first", set[int]()
 
     async def copy(self, indices: Sequence[int]) -> list[bytes]:
         if self.broken is not None:
             raise self.broken
+        for index in self.lost.intersection(indices):
+            raise QueueError(f"ticket {index} is not there")
         return [queued(index) for index in indices]
+
+    async def contents(self) -> tuple[str, list[int]]:
+        return self.name, [9]
 
 
 class Learners:
@@ -75,8 +82,16 @@ class Learners:
 
 
 class Dispatcher:
+    queue = "first"
+
     def __init__(self, ledger: Ledger, pivots: PivotMemory) -> None:
         self.ledger, self.pivots = ledger, pivots
+        self.there: list[int] = []
+
+    def book_lost(self, queue: str, there: Collection[int]) -> None:
+        self.queue, self.there = queue, list(there)
+        for index in self.ledger.indices(State.QUEUED):
+            self.ledger.retry(index, "lost")
 
     def state(self) -> DispatchState:
         return DispatchState(next_index=5, settled=2, rounds=1, sampled=SAMPLED)

@@ -117,6 +117,24 @@ async def test_a_second_attempt_that_fails_leaves_the_first_ones_group_trained(t
         assert counts(dispatcher) == {"issued": 4, "trained": 2, "in_flight": 2}
 
 
+@pytest.mark.parametrize("state", ["filtered", "failed", "queued"])
+async def test_a_second_attempt_that_ends_while_the_first_ones_group_is_taken(tmp_path: Path, state: str) -> None:
+    """The queue has been asked for the group and its answer is on the way when the second attempt's receipt comes."""
+    fleet = Fleet(actors=2)
+    async with dispatching(tmp_path, fleet, configured(lag=1, max_attempts=2)) as dispatcher:
+        fleet.handles[0].absent = True
+        fleet.handles[0].die()
+        await fleet.finish(1)
+        async with dispatcher.taking:
+            assert {0, 1} <= dispatcher.wanted
+            await fleet.finish(0, state=state, cause="boom")
+            dispatcher.book_batch(taken(0, 1))
+        await settle()
+        dispatcher.book_trained(taken(0, 1))
+        assert reasons(tmp_path)[0][:3] == (0, 2, "trained")
+        assert dispatcher.wanted == {2, 3}
+
+
 async def test_the_queue_keeps_one_of_two_attempts_groups(tmp_path: Path) -> None:
     """The second attempt ends while the first one's group is still queued: its own is kept out."""
     fleet, replay = Fleet(actors=2), ReplayQueue(configured(lag=1).queue)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -70,10 +72,7 @@ class Stage:
         (self.folder / "scale.json").write_text(text)
 
     def look(self) -> State:
-        self.elastic._read_wish()
-        self.elastic._write_off()
-        self.elastic._come_closer()
-        self.elastic._write_state()
+        asyncio.run(self.elastic.look())
         state = read_state(self.folder)
         assert state is not None
         return state
@@ -96,6 +95,17 @@ def test_a_wish_adds_actors_and_takes_the_newest_away(tmp_path: Path) -> None:
     assert (state.phases["up"], state.phases["gone"]) == ([0], [1, 2, 3])
     stage.wish('{"actors": 2}')
     assert stage.look().phases["up"] == [0, 4]  # numbers do not come again
+
+
+async def test_the_run_goes_on_while_ray_looks_for_room(tmp_path: Path) -> None:
+    stage, goes_on, seen = Stage(tmp_path), Event(), list[bool]()
+    stage.wish('{"actors": 3}')
+    stage.elastic._new_actor = lambda _: seen.append(goes_on.wait(10))
+    looking = asyncio.create_task(stage.elastic.look())
+    await asyncio.sleep(0)
+    goes_on.set()
+    await looking
+    assert seen == [True]
 
 
 def test_what_there_is_no_room_for_is_said_and_tried_again(tmp_path: Path) -> None:

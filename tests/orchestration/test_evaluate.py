@@ -18,7 +18,7 @@ from configs.samplers import DdeSettings, ParallelSettings, SamplerSettings, Seq
 from configs.schema import RunConfig
 from envs.codec import decode_group, encode_group
 from envs.trajectory import Group, Ticket, Trajectory, Verdict
-from orchestration import judgement_output, judging
+from orchestration import answers, judgement_output, judging
 from orchestration.cluster import ROOT
 from orchestration.evaluate import main
 from orchestration.evaluation import LISTS_APART, PAYLOADS_KEPT, EvaluationError, held_out
@@ -60,9 +60,14 @@ class Fixed:
         assert self.left, "nobody is left"
         return dict(self.left)
 
-    def lost(self, number: int, error: RayError) -> None:
+    def lost(self, number: int, error: RayError | TimeoutError) -> None:
         self.failed.append((number, str(error)))
         del self.left[number]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MOMENT_S", 0.001)
 
 
 def half(tickets: Sequence[Ticket], samples: int) -> list[bytes]:
@@ -123,11 +128,22 @@ async def test_log_probs_are_compared_on_groups_that_have_some() -> None:
     assert (evaluation.unjudged, evaluation.cause, len(evaluation.payloads)) == (3, "boom", 3)
 
 
-async def test_an_actor_that_takes_too_long_is_named() -> None:
+async def test_the_episodes_of_an_actor_that_takes_too_long_go_to_the_others(quick: None) -> None:
     actors = Fixed(Actor(half), Actor(half, delay_s=5.0))
-    says = r"rollout actor 1 did not sample 16 held-out episodes within 0.05 s \(eval.timeout_s\)"
+    evaluation = await evaluate(configured(40, timeout_s=0.05), actors)
+    assert len(evaluation.by_episode) == 40
+    assert actors.failed == [(1, "it did not sample 16 held-out episodes within 0.05 s (eval.timeout_s)")]
+
+
+async def test_episodes_that_no_actor_gets_through_end_the_evaluation(quick: None) -> None:
+    actors = Fixed(*(Actor(half, delay_s=5.0) for _ in range(9)))
+    says = (
+        r"^3 held-out episodes failed for the 4th time, last on rollout actor 3: "
+        r"it did not sample 3 held-out episodes within 0.05 s \(eval.timeout_s\)$"
+    )
     with pytest.raises(EvaluationError, match=says):
-        await evaluate(configured(40, timeout_s=0.05), actors)
+        await evaluate(configured(3, timeout_s=0.05), actors)
+    assert [number for number, _ in actors.failed] == [0, 1, 2, 3]
 
 
 async def test_what_fails_on_an_actor_is_not_hidden() -> None:

@@ -296,6 +296,36 @@ async def test_an_actor_that_waits_for_its_weights_is_looked_after_as_well(ends:
     await fleet.close()
 
 
+async def test_one_that_is_to_leave_and_hangs_does_not_keep_its_tickets(ends: Ends) -> None:
+    scripted = Scripted(actors=2)
+    async with up(scripted, configured(hang_timeout_s=0.02)) as fleet:
+        [call] = sampling(fleet, 0)
+        await settle()
+        fleet.dismiss([fleet.members[0]])
+        scripted.handles[0].silent.add("pulse")
+        fleet.watch()
+        await eventually(lambda: phases(fleet) == [Phase.GONE, Phase.UP])
+        assert ends.actors == [0]
+        scripted.handles[0].die()  # as `end` has it
+        assert (await call).actor_lost
+        assert scripted.said[-1] == "rollout actor 0 has left (1 up)"
+
+
+async def test_what_an_actor_worked_on_when_it_was_lost_is_not_waited_for_when_it_is_to_leave(ends: Ends) -> None:
+    scripted = Scripted(actors=2)
+    async with up(scripted) as fleet:
+        calls = sampling(fleet, 0, 1, 2)
+        await settle()
+        scripted.handles[0].absent = True
+        scripted.handles[0].die()
+        await eventually(lambda: calls[0].done())
+        assert (phases(fleet)[0], fleet.members[0].load) == (Phase.COMING, 0)
+        fleet.dismiss([fleet.members[0]])
+        await eventually(lambda: phases(fleet)[0] is Phase.GONE)
+        await scripted.finish(1)
+        assert [call.done() for call in calls] == [True] * 3
+
+
 async def test_clocks_are_of_those_that_answer(ends: Ends) -> None:
     scripted = Scripted(actors=3)
     async with up(scripted, configured(sync_s=0.05)) as fleet:

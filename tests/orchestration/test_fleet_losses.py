@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from orchestration import fleet as fleets
+from orchestration import start
 from orchestration.cluster import kill_process
 from orchestration.fleet import Fleet
 from orchestration.learners import LearnerError
@@ -88,8 +89,11 @@ async def test_when_the_last_one_is_given_up_whoever_waits_hears_why(ends: Ends)
                 await asked
 
 
-async def test_who_waits_for_an_actor_waits_no_longer_than_a_start_may_take(ends: Ends) -> None:
-    """Ray has no room for it, or the machine is gone: there is no process and no error either."""
+async def test_who_waits_for_an_actor_waits_no_longer_than_a_start_may_take(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster has no room for it, or the machine is gone: there is no process and no error either."""
+    monkeypatch.setattr(start, "has_room", lambda _: False)
     scripted = Scripted()
     async with up(scripted, configured(start_timeout_s=0.1)) as fleet:
         scripted.handles[0].absent = True
@@ -102,6 +106,37 @@ async def test_who_waits_for_an_actor_waits_no_longer_than_a_start_may_take(ends
             with pytest.raises(RolloutError, match=says):
                 await asked
         assert phases(fleet) == [Phase.COMING]  # nor is it given up: it is still waited for
+
+
+async def test_an_actor_whose_processes_end_while_they_start_is_given_up(ends: Ends) -> None:
+    """Ray starts one after another and says no more than that the actor is not there."""
+    scripted = Scripted(actors=2)
+    async with up(scripted, configured(start_timeout_s=0.05, max_restarts=1)) as fleet:
+        scripted.handles[0].absent = True
+        fleet.lost(0, KILLED)
+        await eventually(lambda: phases(fleet) == [Phase.GONE, Phase.UP])
+        assert fleet.members[0].cause.startswith("its process was not up within 0.05 s (rollout.start_timeout_s): ")
+        assert "it is being started again" in fleet.members[0].cause
+
+
+async def test_who_waits_for_the_last_actor_waits_for_a_successor_when_it_is_given_up(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "is_placed", lambda _: True)
+    scripted = Scripted()
+    async with up(scripted, configured(max_restarts=1)) as fleet:
+        room: Any = "its room"
+        fleet.members[0].room = room
+        scripted.handles[0].errors["ready"] = [ActorDiedError()] * 9  # its engine raised: Ray starts it no more
+        fleet.lost(0, KILLED)
+        await eventually(lambda: phases(fleet) == [Phase.GONE])
+        waiting = asyncio.create_task(fleet.sync())
+        await settle()
+        assert not waiting.done()
+        scripted.handles.append(Handle(scripted, 1))
+        fleet.add(scripted.handles[1], room)
+        await waiting
+        await eventually(lambda: phases(fleet) == [Phase.GONE, Phase.UP])
 
 
 async def test_a_start_that_takes_too_long_is_a_failure_and_ended(ends: Ends) -> None:
