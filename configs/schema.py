@@ -218,6 +218,7 @@ class CheckpointSettings(Settings):
 class ObserveSettings(Settings):
     console: bool = Field(True, description="live table; off: one line an update")
     sample_every: int = Field(10, ge=0, description="updates between groups kept under samples/; 0: none")
+    samples_kept: PositiveInt = Field(200, description="newest groups that stay under samples/")
     ray_metrics: bool = Field(True, description="every figure as a gauge on Ray's metrics endpoint, for Prometheus")
     tensorboard: bool = Field(True, description="every figure under tensorboard/ of the run's folder")
     wandb: str | None = Field(None, min_length=1, description="project on Weights & Biases; empty: not sent there")

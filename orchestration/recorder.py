@@ -280,4 +280,11 @@ class Recorder:
         )
 
     def _keep_sample(self, update: int, data: bytes) -> None:
-        replace_durably(self._folder.samples / f"update-{update:06d}.msgpack", data)
+        """A run whose disk is full goes on without."""
+        try:
+            replace_durably(self._folder.samples / f"update-{update:06d}.msgpack", data)
+            there = sorted(self._folder.samples.glob("update-*.msgpack"), key=lambda path: (len(path.name), path.name))
+            for old in there[: -self._config.observe.samples_kept]:
+                old.unlink()
+        except OSError as error:
+            self.warn(f"{error.filename or self._folder.samples}: {error.strerror}: no group of this update is kept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -283,3 +284,17 @@ async def test_the_summary_is_of_all_groups(books: Books) -> None:
     assert summary.zero_advantage_share_mean == 2 / 3
     assert summary.duplicate_sketches_share == 1 / 5
     assert json.loads(books.folder.summary.read_text())["env_steps"] == 59
+
+
+def test_the_newest_groups_stay(books: Books) -> None:
+    books.recorder._config = RunConfig.model_validate({"observe": {"samples_kept": 2}})
+    for update in (999_990, 1_000_000, 1_000_010):
+        books.recorder._keep_sample(update, b"group %d" % update)
+    there = {path.name: path.read_bytes() for path in books.folder.samples.iterdir()}
+    assert there == {"update-1000000.msgpack": b"group 1000000", "update-1000010.msgpack": b"group 1000010"}
+
+
+def test_a_group_that_cannot_be_kept_is_said(books: Books) -> None:
+    shutil.rmtree(books.folder.samples)
+    books.recorder._keep_sample(10, b"group")
+    assert "No such file or directory: no group of this update is kept" in " ".join(books.said.getvalue().split())
