@@ -34,11 +34,12 @@ EVERY_S = 30.0
 CHECKPOINTS = 2
 # A growth nobody would call one: less than this share of the level in an hour.
 FLAT_SHARE_AN_HOUR = 0.02
+MORE_FILES = 20  # open at the end than after the first quarter: connections of the moment come and go
 RESULTS = ROOT / "docs" / "results" / "soak.json"
 
 
 def main() -> int:
-    """Exit status 1 where a kind of process grows, or the run ends before its time."""
+    """Exit status 1 where memory, open files or checkpoints grow, or the run ends before its time."""
     arguments = _parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as root:
         readings = watch(Path(root), arguments.hours * 3600, arguments.overrides)
@@ -51,7 +52,7 @@ def main() -> int:
         print(
             f"{kind:14} {one['level_mib']:8.0f} MiB {one['slope_mib_an_hour']:+8.1f} MiB/h  files {one['files_last']}"
         )
-    grown = [kind for kind, one in figures["kinds"].items() if not one["flat"]]
+    grown = what_grew(figures)
     print(f"grown: {', '.join(grown) or 'nothing'}; {figures['updates']} updates in {figures['hours']:.2f} h")
     return int(bool(grown))
 
@@ -125,6 +126,16 @@ def figures_of(readings: list[dict[str, Any]]) -> dict[str, Any]:
         "hours": readings[-1]["at_s"] / 3600, "updates": readings[-1]["updates"], "kinds": kinds,
         "checkpoints_most": max(one["checkpoints"] for one in readings), "readings": readings,
     }  # fmt: skip
+
+
+def what_grew(figures: dict[str, Any]) -> list[str]:
+    """In words; empty where nothing did. The run's folder gets a line an update in its logs and its ledger."""
+    kinds = figures["kinds"].items()
+    grown = [f"memory of {kind}" for kind, one in kinds if not one["flat"]]
+    grown += [f"files of {kind}" for kind, one in kinds if one["files_last"] > one["files_first"] + MORE_FILES]
+    return grown + ["checkpoints"] * (
+        figures["checkpoints_most"] > CHECKPOINTS + 1
+    )  # one is there before the oldest goes
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Kind(StrEnum):
-    """From within: at a ticket's first attempt, or at a weight update. From without: once an update is done."""
+    """From within: at a ticket's first attempt, a weight update, a checkpoint. From without: once an update is done."""
 
     # at a ticket
     EXIT = "exit"  # the actor's process ends while it samples
@@ -21,11 +21,15 @@ class Kind(StrEnum):
     ENV_RAISES = "environment raises"
     ENV_HANGS = "environment hangs"
     ENV_EATS = "environment eats memory"
+    GRADER_HANGS = "grader hangs"  # the process that compares answers is stopped while an action waits for it
     CORRUPT = "corrupt message"
     QUEUED_EXIT = "exit behind the queue"  # the group is queued, and the actor dies before it says so
-    # at a weight update
+    # at the first weight update from a version on
     BROADCAST_EXIT = "exit in a broadcast"
+    BROADCAST_HALF = "exit half-way in a broadcast"  # behind the first bucket, the second under way
     BROADCAST_RAISES = "broadcast raises"
+    # at a rank's part of the first checkpoint from an update on
+    DISK_FULL = "disk full"  # no file can grow any more
     # from without
     KILL_ACTOR = "actor killed"
     STOP_ACTOR = "actor stopped"  # its process is stopped: it does not answer and does not die
@@ -38,11 +42,11 @@ class Kind(StrEnum):
 
 AT_TICKET = (
     Kind.EXIT, Kind.POISON, Kind.ENGINE_RAISES, Kind.ENGINE_HANGS, Kind.ENV_RAISES, Kind.ENV_HANGS, Kind.ENV_EATS,
-    Kind.CORRUPT,
-    Kind.QUEUED_EXIT,
+    Kind.GRADER_HANGS, Kind.CORRUPT, Kind.QUEUED_EXIT,
 )  # fmt: skip
 AT_QUEUE = (Kind.CORRUPT, Kind.QUEUED_EXIT)
-AT_BROADCAST = (Kind.BROADCAST_EXIT, Kind.BROADCAST_RAISES)
+AT_BROADCAST = (Kind.BROADCAST_EXIT, Kind.BROADCAST_HALF, Kind.BROADCAST_RAISES)
+OF_RANKS = (Kind.KILL_RANK, Kind.STOP_RANK, Kind.DISK_FULL)
 FROM_WITHOUT = (
     Kind.KILL_ACTOR, Kind.STOP_ACTOR, Kind.SLOW_ACTOR, Kind.KILL_QUEUE, Kind.KILL_RANK, Kind.STOP_RANK,
     Kind.KILL_DRIVER,
@@ -61,7 +65,7 @@ class Fault:
 def schedule(seed: int, updates: int, tickets: int, actors: int, ranks: int) -> list[Fault]:
     """One to four faults of any kind, at any time of a run of about so many updates and tickets."""
     rng = np.random.default_rng(seed)
-    kinds = [*AT_TICKET, *AT_BROADCAST, *FROM_WITHOUT]
+    kinds = [*AT_TICKET, *AT_BROADCAST, Kind.DISK_FULL, *FROM_WITHOUT]
     return [_drawn(rng, kinds, updates, tickets, actors, ranks) for _ in range(int(rng.integers(1, 5)))]
 
 
@@ -69,8 +73,9 @@ def _drawn(rng: np.random.Generator, kinds: list[Kind], updates: int, tickets: i
     kind = kinds[int(rng.integers(len(kinds)))]
     if kind in AT_TICKET:
         return Fault(kind, int(rng.integers(tickets)))
-    whom = int(rng.integers(ranks if kind in (Kind.KILL_RANK, Kind.STOP_RANK) else actors))
-    return Fault(kind, int(rng.integers(1, updates)), whom)
+    whom = int(rng.integers(ranks if kind in OF_RANKS else actors))
+    # After the last update there is no going on without its checkpoint.
+    return Fault(kind, int(rng.integers(1, updates - 1 if kind is Kind.DISK_FULL else updates)), whom)
 
 
 def write(faults: list[Fault], path: Path) -> None:

@@ -7,14 +7,16 @@ writes down which tickets it trained on in which update.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors import rollout_actor
+from actors import rollout_actor, weight_receiver
 from actors.engine import EngineError
 from actors.received import Received
 from actors.rollout_actor import RolloutActor
@@ -37,7 +39,7 @@ class FaultyActor(RolloutActor):
         super().__init__(config, policy, index, *others)
         faults = read(Path(os.environ[FAULTS]))
         self._at_tickets = [fault for fault in faults if fault.kind in AT_TICKET]  # a ticket may meet several
-        self._at_version = {fault.at: fault for fault in faults if fault.kind in AT_BROADCAST and fault.whom == index}
+        self._at_broadcasts = [fault for fault in faults if fault.kind in AT_BROADCAST and fault.whom == index]
         self._put = self._outbox.put
         self._outbox.put = self._put_faultily  # type: ignore[method-assign]
 
@@ -71,11 +73,13 @@ class FaultyActor(RolloutActor):
         return name
 
     async def update_weights(self, update_info: Any, version: int) -> Received:
-        fault = self._at_version.get(version)
-        if fault is not None and once(f"{fault.kind} {fault.at}"):
-            if fault.kind is Kind.BROADCAST_EXIT:
+        due = [fault for fault in self._at_broadcasts if fault.at <= version and once(f"{fault.kind} {fault.at}")]
+        for kind in (fault.kind for fault in due):
+            if kind is Kind.BROADCAST_EXIT:
                 os._exit(1)
-            raise EngineError("no memory left for the weights")
+            if kind is Kind.BROADCAST_RAISES:
+                raise EngineError("no memory left for the weights")
+            weight_receiver.unpacked = lambda *_: os._exit(1)  # of the first bucket
         return await super().update_weights(update_info, version)
 
 
@@ -95,6 +99,26 @@ def _breaking_next_step(thread: Any, kind: Kind) -> Any:
 class RecordingRank(LearnerRank):
     """Rank 0 appends a line an update: the version before it and the tickets of its batch."""
 
+    def connect(self, *group: Any) -> None:
+        if self._rank == 0:
+            from learner import weight_sender
+
+            # A bucket for each: the small policy would be one, and nothing half-way.
+            weight_sender.cut = lambda sizes, limit_bytes: [1] * len(sizes)
+        super().connect(*group)
+
+    def save(self, folder: str) -> None:
+        faults = [f for f in read(Path(os.environ[FAULTS])) if f.kind is Kind.DISK_FULL and f.whom == self._rank]
+        if not any(fault.at <= self.version and once(f"{fault.kind} {fault.at}") for fault in faults):
+            super().save(folder)
+            return
+        write = os.write
+        os.write = partial(_write_half, write)
+        try:
+            super().save(folder)
+        finally:
+            os.write = write
+
     def update(self, payloads: Sequence[bytes]) -> UpdateSums:
         version = self.version
         sums = super().update(payloads)
@@ -103,6 +127,12 @@ class RecordingRank(LearnerRank):
             with Path(os.environ[TRAINED]).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return sums
+
+
+def _write_half(write: Callable[[int, Any], int], handle: int, data: Any) -> int:
+    """As a disk does that is full then. Raises OSError."""
+    write(handle, data[: len(data) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def main(argv: Sequence[str]) -> int:

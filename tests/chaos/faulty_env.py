@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from configs.environments import EnvSettings
 from envs.base import TextEnv
+from envs.math.grader import Grader
 from envs.registry import make_env
 from orchestration.tickets import training_ticket
 from tests.chaos.faults import Kind, read
@@ -29,21 +32,43 @@ def once(name: str) -> bool:
 
 
 def make(settings: EnvSettings) -> TextEnv:
-    """As `make_env`, but for what its `reset` does with the seeds of tickets that are to fail."""
+    """As `make_env`, but for what its `reset` and its `_act` do with the seeds of tickets that are to fail."""
     env: Any = make_env(settings)
-    faults = [fault for fault in read(Path(os.environ[FAULTS])) if fault.kind in AT_RESET]
+    faults = [fault for fault in read(Path(os.environ[FAULTS])) if fault.kind in (*AT_RESET, Kind.GRADER_HANGS)]
     kinds = {training_ticket(RUN_SEED, fault.at, settings.name).seed: fault.kind for fault in faults}
-    whole = env.reset
+    if Kind.GRADER_HANGS in kinds.values():
+        grader_that_is_up()  # its start is not for a call to wait for
+    whole, acts = env.reset, env._act
 
     def reset(*, seed: int, **others: Any) -> Any:
         kind = kinds.get(seed)
-        if kind is not None and once(f"{kind} {seed}"):
+        if kind in AT_RESET and once(f"{kind} {seed}"):
             fail(kind)
         return whole(seed=seed, **others)
 
-    env.reset = reset
+    def act(word: str) -> tuple[str, float]:
+        if kinds.get(env.seed) is Kind.GRADER_HANGS and once(f"{Kind.GRADER_HANGS} {env.seed}"):
+            ask_stopped_grader()
+        made: tuple[str, float] = acts(word)
+        return made
+
+    env.reset, env._act = reset, act
     made: TextEnv = env
     return made
+
+
+@cache
+def grader_that_is_up() -> Grader:
+    grader = Grader(memory_mib=1024)
+    assert grader.equal("1", "1", timeout_s=60.0)
+    return grader
+
+
+def ask_stopped_grader() -> None:
+    """As an environment that has answers compared meets it. Raises Failure."""
+    grader = grader_that_is_up()
+    os.kill(grader.process_id or 0, signal.SIGSTOP)
+    grader.equal("1", "1", timeout_s=0.5)
 
 
 def fail(kind: Kind) -> None:

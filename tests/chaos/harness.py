@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -32,6 +32,7 @@ SETTINGS = [
     "deepspeed.timeout_s=60",
 ]  # fmt: skip
 LIMIT_S = 400.0
+SAME_NATS = 1e-3  # between engine and learner
 POLL_S = 0.1
 RECOVERIES = {
     "rollout actor": r"samples again, (\d+) s after its fault",
@@ -53,6 +54,7 @@ class Ordeal:
     folder: Path
     policy: Path
     extra: tuple[str, ...] = ()
+    inflicted: list[Kind] = field(default_factory=list)  # those from without that found their victim
 
     @property
     def run(self) -> Path:
@@ -72,7 +74,7 @@ class Ordeal:
                     raise ChaosError(f"not done within {LIMIT_S:g} s: {self.said()}")
                 if to_come and self._updates() >= to_come[0].at:
                     fault = to_come.pop(0)
-                    inflict(fault, process.pid, self.run)
+                    self.inflicted += [fault.kind] * inflict(fault, process.pid, self.run)
                     if fault.kind is Kind.KILL_DRIVER:
                         process = self._start("--resume", str(self.run))
                 time.sleep(POLL_S)
@@ -85,6 +87,11 @@ class Ordeal:
     def said(self) -> str:
         """The end of the run's output."""
         return "\n".join((self.folder / "log").read_text(errors="replace").splitlines()[-25:])
+
+    def met(self) -> set[Kind]:
+        """The kinds of faults that took place; a ticket that kills whoever takes it leaves its name nowhere."""
+        from_within = {Kind(path.name.rsplit(" ", 1)[0]) for path in (self.folder / "done").iterdir()}
+        return from_within | set(self.inflicted)
 
     def recovered_s(self) -> dict[str, list[float]]:
         """Seconds from a fault that was noticed until its victim worked again, as the run said."""
@@ -110,23 +117,25 @@ class Ordeal:
             return -1
 
 
-def inflict(fault: Fault, driver: int, run: Path) -> None:
-    """A fault from without, to the processes of this driver. One that is not there any more is spared."""
+def inflict(fault: Fault, driver: int, run: Path) -> bool:
+    """A fault from without, to the processes of this driver. One that is not there any more is spared: False."""
     if fault.kind is Kind.KILL_DRIVER:
         end_with_children(driver)
-        return
+        return True
     pid = {
         Kind.KILL_QUEUE: lambda: _process(driver, "ReplayQueue", 0),
         Kind.KILL_RANK: lambda: _process(driver, "RecordingRank", fault.whom),
         Kind.STOP_RANK: lambda: _process(driver, "RecordingRank", fault.whom),
     }.get(fault.kind, lambda: _actor(run, fault.whom))()
     if pid is None:
-        return
+        return False
     with suppress(ProcessLookupError):
         if fault.kind is Kind.SLOW_ACTOR:
             _slow_down(pid)
         else:
             os.kill(pid, signal.SIGSTOP if fault.kind in STOPS else signal.SIGKILL)
+        return True
+    return False
 
 
 def _process(driver: int, title: str, number: int) -> int | None:
@@ -174,21 +183,30 @@ def check(run: Path, trained: Path, faults: list[Fault]) -> None:
     """Raises ChaosError where a ticket was lost or trained twice, or the figures are not of one policy."""
     summary = json.loads((run / "summary.json").read_text())
     _expect(summary["ledger_balanced"] and summary["updates"] == UPDATES, f"summary: {summary}")
-    with closing(sqlite3.connect(run / "ledger.sqlite")) as ledger:
-        rows = {n: (state, reason) for n, state, reason in ledger.execute("SELECT ticket, state, reason FROM tickets")}
-        (issued,) = ledger.execute("SELECT issued FROM totals").fetchone()
-    _expect(sorted(rows) == list(range(issued)), f"{issued} tickets issued, there are {sorted(rows)}")
-    unended = {n: state for n, (state, _) in rows.items() if state in ("queued", "in_flight")}
-    _expect(not unended, f"tickets without an end: {unended}")
-    _check_trained({n for n, (state, _) in rows.items() if state == "trained"}, trained)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    _expect([line["update"] for line in lines] == list(range(1, UPDATES + 1)), "metrics.jsonl misses an update")
-    _expect(all(line["policy_lag_max"] <= 1 for line in lines), "a group older than the lag bound was trained on")
-    off = [line["logprob_abs_diff_max"] for line in lines if (line["logprob_abs_diff_max"] or 0) > 1e-3]
-    _expect(not off, f"engine and learner differ by {off}")
+    differs = summary["logprob_abs_diff_max"]
+    _expect(differs is not None and differs <= SAME_NATS, f"engine and learner differ by {differs}")
+    states = check_books(run, trained)
     for fault in faults:
-        if fault.kind is Kind.POISON and rows.get(fault.at, ("failed", ""))[0] not in ("failed", "cancelled"):
-            raise ChaosError(f"poison ticket {fault.at} became {rows[fault.at]}")
+        if fault.kind is Kind.POISON and states.get(fault.at, "failed") not in ("failed", "cancelled"):
+            raise ChaosError(f"poison ticket {fault.at} became {states[fault.at]}")
+
+
+def check_books(run: Path, trained: Path) -> dict[int, str]:
+    """The same of a run that has ended in whatever way, by its own books; ticket -> state."""
+    with closing(sqlite3.connect(run / "ledger.sqlite")) as ledger:
+        states: dict[int, str] = dict(ledger.execute("SELECT ticket, state FROM tickets"))
+        (issued,) = ledger.execute("SELECT issued FROM totals").fetchone()
+    _expect(sorted(states) == list(range(issued)), f"{issued} tickets issued, there are {sorted(states)}")
+    unended = {n: state for n, state in states.items() if state in ("queued", "in_flight")}
+    _expect(not unended, f"tickets without an end: {unended}")
+    _check_trained({n for n, state in states.items() if state == "trained"}, trained)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    _expect([line["update"] for line in lines] == list(range(1, len(lines) + 1)), "metrics.jsonl misses an update")
+    _expect(all(line["policy_lag_max"] <= 1 for line in lines), "a group older than the lag bound was trained on")
+    compared = [line["logprob_abs_diff_max"] for line in lines if line["logprob_abs_diff_max"] is not None]
+    off = [differs for differs in compared if differs > SAME_NATS]
+    _expect(not off, f"engine and learner differ by {off}")
+    return states
 
 
 def _check_trained(booked: set[int], trained: Path) -> None:

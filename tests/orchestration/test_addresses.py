@@ -24,18 +24,18 @@ T = TypeVar("T")
 AGREES = 1e-4  # nats: largest distance of log-probs of engine and learner; other weights are far beyond
 
 
-def test_a_job_over_four_addresses_loses_a_node_and_gets_another(small_policy: Path, tmp_path: Path) -> None:
+def test_a_job_over_five_addresses_loses_a_node_and_gets_another(small_policy: Path, tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
     with network() as net:
         net.add(0, "role=head")
-        # With both actors on the other two, the only room for the rank is here.
-        net.add(1, "role=learner")
+        for _ in range(2):  # there is room for one rank on each
+            net.add(1, "role=learner")
         first, second = net.add(1, "role=actors"), net.add(1, "role=actors")
         run = tmp_path / "it"
         job = submit(
             net, f"model.path={small_policy}", f"run.root={tmp_path}", "run.name=it", "run.updates=100000",
-            "deepspeed.ranks=1", "rollout.actors=2", "deepspeed.node_labels={role: learner}",
+            "deepspeed.ranks=2", "rollout.actors=2", "deepspeed.node_labels={role: learner}",
             "rollout.node_labels={role: actors}", "cluster.placement_timeout_s=60",
         )  # fmt: skip
         said = Log(net, job)
@@ -58,7 +58,9 @@ def test_a_job_over_four_addresses_loses_a_node_and_gets_another(small_policy: P
         wait_for(lambda: f"go on with: python orchestration/run.py --resume {run}" in said(), said)
     figures = updates(run)
     assert max(line["policy_lag_max"] for line in figures) <= 1
-    assert all(line["logprob_abs_diff_max"] is None or line["logprob_abs_diff_max"] < AGREES for line in figures)
+    compared = [line["logprob_abs_diff_max"] for line in figures if line["logprob_abs_diff_max"] is not None]
+    assert compared
+    assert max(compared) < AGREES
     assert all(line["ledger_missing"] == 0 for line in figures)
 
 

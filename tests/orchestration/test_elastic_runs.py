@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,24 +18,39 @@ import pytest
 
 from orchestration.cluster import ROOT
 from orchestration.elastic import State, read_state
-from tests.chaos.harness import SETTINGS, end_with_children
+from tests.chaos.faults import write
+from tests.chaos.faulty import TRAINED
+from tests.chaos.faulty_env import DONE, FAULTS
+from tests.chaos.harness import SETTINGS, check_books, end_with_children
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 
 LIMIT_S = 120.0
 
 
+@pytest.fixture(autouse=True)
+def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner writes down what it trains on, on whatever node, and there are no faults from within."""
+    write([], tmp_path / "faults.json")
+    for name, file in {FAULTS: "faults.json", DONE: "done", TRAINED: "trained.jsonl"}.items():
+        monkeypatch.setenv(name, str(tmp_path / file))
+
+
 @contextmanager
 def running(path: Path, policy: Path, *settings: str, address: str = "") -> Iterator[Path]:
-    """A run that goes on for long; its folder. It is ended at the end."""
+    """A run that goes on for long; its folder. It is interrupted at the end, and its books have to be right."""
     with (path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "orchestration/run.py", "--config", "configs/quickstart.yaml", *SETTINGS,
+            [sys.executable, "-m", "tests.chaos.faulty", "--config", "configs/quickstart.yaml", *SETTINGS,
              "run.updates=100000", f"model.path={policy}", f"run.root={path}", "run.name=it", *settings],
             cwd=ROOT, stdout=log, stderr=log, env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
         )  # fmt: skip
     try:
         yield path / "it"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 130, (path / "log").read_text(errors="replace")[-3000:]
+        check_books(path / "it", path / "trained.jsonl")
+        assert any(line["logprob_abs_diff_max"] is not None for line in updates(path / "it"))
     finally:
         end_with_children(process.pid)
 

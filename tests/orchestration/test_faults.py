@@ -21,9 +21,10 @@ MOST_S = 60.0
 
 
 def undergo(path: Path, policy: Path, *faults: Fault, settings: tuple[str, ...] = ()) -> str:
-    """A run with these faults; all that it said."""
+    """A run in which each of these faults took place; all that it said."""
     ordeal = Ordeal(list(faults), path / "ordeal", policy, settings)
     ordeal.go()
+    assert ordeal.met() >= {fault.kind for fault in faults} - {Kind.POISON}
     return (ordeal.folder / "log").read_text(errors="replace")
 
 
@@ -45,6 +46,7 @@ def test_tickets_that_go_wrong(small_policy: Path, tmp_path: Path) -> None:
     log = undergo(
         tmp_path, small_policy,
         Fault(Kind.ENV_RAISES, 2), Fault(Kind.ENV_HANGS, 5), Fault(Kind.ENV_EATS, 7), Fault(Kind.CORRUPT, 8),
+        Fault(Kind.GRADER_HANGS, 11),
     )  # fmt: skip
     tickets = reasons(tmp_path)
     assert [tickets[n][1] for n in (2, 5)] == [2, 2]
@@ -54,6 +56,8 @@ def test_tickets_that_go_wrong(small_policy: Path, tmp_path: Path) -> None:
     assert "samples again" not in log  # no actor was the worse for it
     lines = [json.loads(line) for line in (tmp_path / "ordeal/runs/it/metrics.jsonl").read_text().splitlines()]
     assert sum(line["replaced_env_workers"] for line in lines) >= 2  # of the one that hung and the one that ate memory
+    assert tickets[11][1] == 1  # an answer nobody could judge is no solution, no wrong one, and no reason to try again
+    assert sum(line["failed_episodes"] for line in lines) >= 1
 
 
 def test_a_ticket_that_kills_every_actor(small_policy: Path, tmp_path: Path) -> None:
@@ -69,15 +73,27 @@ def test_a_ticket_that_kills_every_actor(small_policy: Path, tmp_path: Path) -> 
     assert max(recoveries(log)) < MOST_S
 
 
-def test_actors_that_die_or_break(small_policy: Path, tmp_path: Path) -> None:
+def test_actors_that_die(small_policy: Path, tmp_path: Path) -> None:
+    """While they sample, and between queueing a group and saying so."""
+    log = undergo(tmp_path, small_policy, Fault(Kind.EXIT, 3), Fault(Kind.QUEUED_EXIT, 9))
+    assert reasons(tmp_path)[3][1] >= 2
+    assert max(recoveries(log)) < MOST_S
+
+
+def test_broadcasts_that_break_and_a_full_disk(small_policy: Path, tmp_path: Path) -> None:
+    """Both actors are lost at the same version, one before the first bucket, one behind it; then one has no room for
+    the weights. A rank cannot write its part of a checkpoint."""
     log = undergo(
         tmp_path, small_policy,
-        Fault(Kind.EXIT, 3), Fault(Kind.QUEUED_EXIT, 9), Fault(Kind.BROADCAST_EXIT, 4, 0),
-        Fault(Kind.BROADCAST_RAISES, 6, 1),
+        Fault(Kind.BROADCAST_EXIT, 2, 0), Fault(Kind.BROADCAST_HALF, 2, 1), Fault(Kind.BROADCAST_RAISES, 5, 1),
+        Fault(Kind.DISK_FULL, 3, 1),
     )  # fmt: skip
-    assert reasons(tmp_path)[3][1] >= 2
-    assert "failed to take the weights" in log
+    assert log.count("failed to take the weights") >= 3
     assert max(recoveries(log)) < MOST_S
+    [failed] = [line for line in log.splitlines() if "not written" in line]
+    assert "checkpoint of update 4 not written: " in failed
+    assert "No space left on device" in failed
+    assert not list((tmp_path / "ordeal/runs/it/checkpoints").glob(".*"))  # what was half written is gone
 
 
 def test_engines_that_hang_or_raise(small_policy: Path, tmp_path: Path) -> None:
@@ -129,5 +145,6 @@ def test_the_driver_dies(small_policy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_faults_by_chance(small_policy: Path, tmp_path: Path, seed: int) -> None:
     """The first few of `make chaos`."""
-    log = undergo(tmp_path, small_policy, *schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS))
-    assert "report: " in log  # and what `Ordeal` checks holds, or it would have raised
+    ordeal = Ordeal(schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS), tmp_path / "ordeal", small_policy)
+    ordeal.go()  # what it checks holds, or it would have raised
+    assert "report: " in ordeal.said()
