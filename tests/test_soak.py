@@ -9,12 +9,15 @@ from tests.soak import CHECKPOINTS, MORE_FILES, NAMES, figures_of, what_grew
 
 def readings(**more: Any) -> list[dict[str, Any]]:
     """Two hours of them, every six minutes; `more`: name -> what an actor or the run has more in each."""
+
+    def with_actors(others: float, name: str, n: int) -> dict[str, float]:
+        return {kind: others + more.get(name, 0) * n * (kind == "actors") for kind in NAMES}
+
     return [
         {
-            "at_s": 360.0 * n, "memory_mib": {kind: 1000.0 + (kind == "actors") * more.get("mib", 0) * n for kind in NAMES},
-            "peak_mib": dict.fromkeys(NAMES, 1100.0),
-            "files": {kind: 30 + (kind == "actors") * more.get("files", 0) * n for kind in NAMES},
-            "checkpoints": CHECKPOINTS + more.get("checkpoints", 0) * n, "updates": n,
+            "at_s": 360.0 * n, "memory_mib": with_actors(1000.0, "mib", n), "peak_mib": dict.fromkeys(NAMES, 1100.0),
+            "files": with_actors(30, "files", n), "checkpoints": CHECKPOINTS + more.get("checkpoints", 0) * n,
+            "updates": n,
         }
         for n in range(21)
     ]  # fmt: skip
