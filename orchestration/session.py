@@ -206,9 +206,11 @@ async def _start_learners(learners: Learners, console: Console) -> None:
 
 
 async def _first_evaluation(config: RunConfig, fleet: Fleet, console: Console) -> Evaluation:
+    began = time.monotonic()
     await fleet.start()
     fleet.watch()
-    console.say(f"{len(fleet.members)} rollout actors are up; evaluating the policy as it came")
+    waited_s = time.monotonic() - began
+    console.say(f"{len(fleet.members)} rollout actors are up after {waited_s:.0f} s; evaluating the policy as it came")
     before = await evaluate(config, fleet)
     console.say(f"success before training: {before.success:.3f} on {len(before.by_episode)} held-out episodes")
     return before

@@ -16,7 +16,7 @@ from typing import Any
 from configs.schema import RunConfig
 from orchestration.cluster import ROOT
 from orchestration.policy import ensure_policy
-from tests.chaos.faults import schedule
+from tests.chaos.faults import Fault, Kind, schedule
 from tests.chaos.harness import ACTORS, GROUPS, RANKS, RECOVERIES, UPDATES, ChaosError, Ordeal
 
 WARMUP = {"layers": 2, "hidden": 64, "heads": 2, "demonstrations": 600}
@@ -31,7 +31,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     policy = ensure_policy(RunConfig.model_validate({"model": {"warmup": WARMUP}}), print)
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
-    done = json.loads(arguments.json.read_text())["schedules"] if arguments.resume and arguments.json.exists() else []
+    done = kept(arguments.json) if arguments.resume else []
     for seed in range(arguments.seed, arguments.seed + arguments.schedules):
         if seed not in [one["seed"] for one in done]:
             done.append(undergone(seed, policy, root))
@@ -45,32 +45,52 @@ def main() -> int:
     return int(figures["wrong"] > 0)
 
 
+def kept(path: Path) -> list[dict[str, Any]]:
+    """What became of schedules before, as far as they would be drawn the same way today."""
+    done = json.loads(path.read_text())["schedules"] if path.exists() else []
+    return [one for one in done if "took_place" in one and one["faults"] == in_words(drawn(one["seed"]))]
+
+
+def drawn(seed: int) -> list[Fault]:
+    return schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS)
+
+
+def in_words(faults: list[Fault]) -> list[str]:
+    return [f"{fault.kind} at {fault.at}" for fault in faults]
+
+
 def undergone(seed: int, policy: Path, root: Path) -> dict[str, Any]:
     """What became of one schedule; the folder of one that went well is removed."""
-    faults, began = schedule(seed, UPDATES, UPDATES * GROUPS, ACTORS, RANKS), time.monotonic()
+    faults, began = drawn(seed), time.monotonic()
     ordeal, said = Ordeal(faults, root / str(seed), policy), "ok"
     try:
         ordeal.go()
     except ChaosError as error:
         said = f"WRONG: {error}"
-    recovered = ordeal.recovered_s()
+    recovered, lost, met = ordeal.recovered_s(), ordeal.actors_lost(), ordeal.met()
     if said == "ok":
         shutil.rmtree(ordeal.folder)
     return {
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),
-        "faults": [f"{fault.kind} at {fault.at}" for fault in faults],
+        "faults": in_words(faults),
+        "took_place": sorted(met | ({Kind.POISON} & {fault.kind for fault in faults})),
         "said": said,
+        "actors_lost": lost,
         "recovered_s": recovered,
     }
 
 
 def figures_of(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many went wrong, how often each kind of fault was met, and how long recovery took."""
+    """How many went wrong, how often each kind of fault took place, and how long recovery took.
+
+    An actor that is not back before its run ends is in `actors_lost` and has no time.
+    """
     by_victim = {who: [s for one in done for s in one["recovered_s"][who]] for who in RECOVERIES}
     return {
         "wrong": sum(one["said"] != "ok" for one in done),
-        "faults": dict(Counter(fault.rsplit(" at ", 1)[0] for one in done for fault in one["faults"])),
+        "faults": dict(Counter(kind for one in done for kind in one["took_place"])),
+        "actors_lost": sum(one["actors_lost"] for one in done),
         "recovered_s": {
             who: {"times": len(s), "median": median(s) if s else None, "most": max(s, default=None)}
             for who, s in by_victim.items()

@@ -98,6 +98,10 @@ class Ordeal:
         log = (self.folder / "log").read_text(errors="replace")
         return {who: [float(s) for s in re.findall(said, log)] for who, said in RECOVERIES.items()}
 
+    def actors_lost(self) -> int:
+        """How often one was, as the run said."""
+        return (self.folder / "log").read_text(errors="replace").count("; it is started again (")
+
     def _start(self, *resume: str) -> subprocess.Popen[bytes]:
         first = [
             "--config", "configs/quickstart.yaml", *SETTINGS, f"model.path={self.policy}",

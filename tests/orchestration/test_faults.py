@@ -16,8 +16,8 @@ from tests.chaos.harness import ACTORS, GROUPS, RANKS, RECOVERIES, UPDATES, Orde
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(500)]
 
-# An actor's cold start on a laptop's cores and what the issue of a fault may cost beside.
-MOST_S = 60.0
+MOST_S = 60.0  # until the learner is up again
+BESIDE_S = 10.0  # what the fault of an actor may cost beside a start of its engine
 
 
 def undergo(path: Path, policy: Path, *faults: Fault, settings: tuple[str, ...] = ()) -> str:
@@ -35,6 +35,13 @@ def reasons(path: Path) -> dict[int, tuple[str, int, str]]:
 
     with closing(sqlite3.connect(path / "ordeal" / "runs" / "it" / "ledger.sqlite")) as db:
         return {row[0]: row[1:] for row in db.execute("SELECT ticket, state, attempts, reason FROM tickets")}
+
+
+def cold_start_s(log: str) -> float:
+    """Of the engines of this run, at its beginning, when nobody else starts with them but the learner."""
+    found = re.search(r"rollout actors are up after (\d+) s", log)
+    assert found
+    return float(found[1])
 
 
 def recoveries(log: str, who: str = "rollout actor") -> list[float]:
@@ -70,14 +77,14 @@ def test_a_ticket_that_kills_every_actor(small_policy: Path, tmp_path: Path) -> 
     assert "rollout actor" in why
     assert "failed at ticket 6" in why
     assert len(recoveries(log)) >= 2
-    assert max(recoveries(log)) < MOST_S
+    assert max(recoveries(log)) <= cold_start_s(log) + BESIDE_S
 
 
 def test_actors_that_die(small_policy: Path, tmp_path: Path) -> None:
     """While they sample, and between queueing a group and saying so."""
     log = undergo(tmp_path, small_policy, Fault(Kind.EXIT, 3), Fault(Kind.QUEUED_EXIT, 9))
     assert reasons(tmp_path)[3][1] >= 2
-    assert max(recoveries(log)) < MOST_S
+    assert max(recoveries(log)) <= cold_start_s(log) + BESIDE_S
 
 
 def test_broadcasts_that_break_and_a_full_disk(small_policy: Path, tmp_path: Path) -> None:
@@ -89,7 +96,7 @@ def test_broadcasts_that_break_and_a_full_disk(small_policy: Path, tmp_path: Pat
         Fault(Kind.DISK_FULL, 3, 1),
     )  # fmt: skip
     assert log.count("failed to take the weights") >= 3
-    assert max(recoveries(log)) < MOST_S
+    assert max(recoveries(log)) <= cold_start_s(log) + BESIDE_S
     [failed] = [line for line in log.splitlines() if "not written" in line]
     assert "checkpoint of update 4 not written: " in failed
     assert "No space left on device" in failed
