@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ray.exceptions import RayTaskError
 
 from configs.files import read_file
 from configs.schema import CheckpointSettings, RunConfig
@@ -25,7 +24,7 @@ from learner.durable import partial_of, sync, write_durably
 from learner.learner_state import StateError, check_there
 from orchestration.dispatch import Dispatcher
 from orchestration.evaluation import Evaluation
-from orchestration.learners import LearnerError, Learners
+from orchestration.learners import LearnerError, Learners, RankError
 from orchestration.ledger import LedgerError, State
 from orchestration.metrics_table import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
@@ -115,8 +114,8 @@ class Checkpoints:
                 self.folder.remove(partial_of(final))
             failed = f"checkpoint of update {update} not written: {_cause(error)}"
             if recorder.is_over(update):
-                if isinstance(error, LearnerError) and not isinstance(error.__cause__, RayTaskError):
-                    raise  # a rank died or hung; what one that lives says of its disk would be so the next time
+                if isinstance(error, LearnerError) and not isinstance(error, RankError):
+                    raise  # a rank died or hung
                 raise CheckpointError(f"{failed}; the one before, if there is one, is untouched") from error
             self.say(f"warning: {failed}; going on with the one before")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from actors.place import Place
 from configs.schema import RunConfig
+from configs.watchdog import TELL
 from orchestration.grafana import UID
 from orchestration.room import ClusterError, Role, Room, address_of, give_back
 
@@ -54,6 +56,7 @@ CPU_ENGINE_ENV = {
 # Ray's own limit of 1,000 is too low for the queue: behind as many groups that wait for room in it, the call that makes
 # room would never begin.
 CALLS_AT_ONCE = 1_000_000
+TELLING_S = 0.2  # a process takes milliseconds for its stacks
 END_S = 20.0  # for a worker of Ray to come up and kill a process
 # What a run on this machine alone opens, it opens to this machine alone.
 LOOPBACK = "127.0.0.1"
@@ -183,10 +186,15 @@ async def end_process(handle: ActorHandle, place: Place) -> None:
 
 
 def kill_process(pid: int, began: float) -> None:
-    """Kill a process of this machine, if it is still the one that began then (seconds since 1970)."""
+    """Kill a process of this machine, if it is still the one that began then (seconds since 1970).
+
+    One that looks after itself leaves its stacks before.
+    """
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.create_time() == began:
+            process.send_signal(TELL)
+            time.sleep(TELLING_S)
             process.kill()
 
 

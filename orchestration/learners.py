@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.place import Place
 from configs.schema import RunConfig
@@ -21,6 +21,10 @@ from orchestration.cluster import cause_of, end, end_process
 
 class LearnerError(RuntimeError):
     """The learner cannot go on; names the rank or what it was asked."""
+
+
+class RankError(LearnerError):
+    """What a rank raised that lives, as of its disk: of another one it would be the same."""
 
 
 class DivergedError(LearnerError):
@@ -121,7 +125,8 @@ class Learners:
         except WeightTransferError:
             raise  # the actors' trouble, not the rank's
         except RayError as error:
-            raise LearnerError(f"learner rank {rank} failed in {method}: {cause_of(error)}") from error
+            kind = RankError if isinstance(error, RayTaskError) else LearnerError
+            raise kind(f"learner rank {rank} failed in {method}: {cause_of(error)}") from error
 
     async def _within(self, what: str, call: Awaitable[Any]) -> Any:
         limit_s = self._config.deepspeed.timeout_s

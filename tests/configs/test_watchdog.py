@@ -132,6 +132,21 @@ def test_a_process_that_goes_on_lives_and_leaves_nothing(program: str, tmp_path:
     assert run(program, tmp_path / "actor.txt")[:3] == (0, "alive\n", "")
 
 
+ASKED = """
+import os, signal
+def doing_this():
+    os.kill(os.getpid(), signal.SIGUSR1)
+doing_this()
+print("alive")
+"""
+
+
+def test_a_process_that_is_asked_tells_its_stacks_and_lives(tmp_path: Path) -> None:
+    status, said, stacks, _ = run(ASKED, tmp_path / "actor.txt")
+    assert (status, said) == (0, "alive\n")
+    assert "in doing_this" in stacks
+
+
 def test_what_was_there_stays(tmp_path: Path) -> None:
     """Of the process before, which was stuck too."""
     stacks = tmp_path / "actor.txt"

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,7 +15,7 @@ from ray.exceptions import ActorDiedError
 
 from orchestration import fleet as fleets
 from orchestration import start
-from orchestration.cluster import kill_process
+from orchestration.cluster import ROOT, kill_process
 from orchestration.fleet import Fleet
 from orchestration.learners import LearnerError
 from orchestration.members import Phase
@@ -179,19 +180,37 @@ async def test_a_successor_is_waited_for_no_longer_than_a_start_may_take(ends: E
             await fleet.sync()
 
 
-def test_a_process_is_killed_if_it_is_the_one_that_was_meant() -> None:
-    """Numbers of processes come again: another one that has it lives."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+SITTING = """
+import sys, time
+from pathlib import Path
+from configs.watchdog import Watchdog
+dog = Watchdog(Path(sys.argv[1]))
+def sitting_there():
+    print("up", flush=True)
+    time.sleep(60)
+sitting_there()
+"""
+
+
+def test_a_process_is_killed_if_it_is_the_one_that_was_meant(tmp_path: Path) -> None:
+    """Numbers of processes come again: another one that has it lives. Before its end it tells what it did."""
+    stacks = tmp_path / "actor.txt"
+    process = subprocess.Popen([sys.executable, "-c", SITTING, str(stacks)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
         began = psutil.Process(process.pid).create_time()
         kill_process(process.pid, began - 1.0)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
+        assert stacks.read_text() == ""
         kill_process(process.pid, began)
         assert process.wait(20) == -signal.SIGKILL
+        assert "in sitting_there" in stacks.read_text()
         kill_process(process.pid, began)  # it is gone already
     finally:
         process.kill()
+        process.communicate(timeout=20)
 
 
 # --- what goes wrong in looking after them ---------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from ray.exceptions import RayActorError
 from configs.schema import RunConfig
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums
-from orchestration.learners import LearnerError, Learners
+from orchestration.learners import LearnerError, Learners, RankError
+from tests.orchestration.fleet import through_ray
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -80,3 +81,15 @@ async def test_a_rank_that_dies_leaves_them_asleep_for_the_ranks_that_follow(mon
     with pytest.raises(LearnerError, match="learner rank 0 failed in update"):
         await stage.learners.update([])  # type: ignore[arg-type]
     assert (stage.log, stage.learners.version) == (["sleep", "update"], 0)
+
+
+async def test_what_a_living_rank_says_is_told_apart_from_its_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full disk the next rank would say the same; in the place of a dead one another can be started."""
+    stage = Stage(monkeypatch)
+    stage.rank.error = through_ray(OSError("No space left on device"))
+    with pytest.raises(RankError, match=r"^learner rank 0 failed in save: OSError: No space left on device$"):
+        await stage.learners.save("a folder")
+    stage.rank.error = RayActorError(error_msg="The actor died: out of memory")
+    with pytest.raises(LearnerError, match=r"^learner rank 0 failed in save: The actor died: out of memory$") as died:
+        await stage.learners.save("a folder")
+    assert not isinstance(died.value, RankError)
