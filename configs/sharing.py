@@ -1,4 +1,7 @@
-"""Which processes may be on one GPU: an engine and a learner rank, exactly where cluster.colocated says so."""
+"""Which processes may be on one GPU: an engine and a learner rank, exactly where cluster.colocated says so.
+
+NCCL takes no two processes on one GPU, and it joins the ranks, and the engines with rank 0.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ def check_sharing(config: RunConfig) -> None:
                 f"{asked} let an engine and a learner rank be on one GPU at once: give each a whole one, or set "
                 "cluster.colocated"
             )
+        _check_apart(config)
         return
     if together == 0:  # on CPUs they share the cores
         return
@@ -44,4 +48,26 @@ def check_sharing(config: RunConfig) -> None:
         raise ValueError(
             f"cluster.colocated: rollout.node_labels ({rollout.node_labels}) and deepspeed.node_labels "
             f"({ranks.node_labels}) must be the same: an engine and its rank are on one node"
+        )
+
+
+def need_whole_gpus(config: RunConfig, actors: int) -> bool:
+    """Whether so many engines have to have GPUs of their own and ask for less."""
+    return actors > 1 and 0 < config.rollout.gpus_per_actor < 1 and config.transfer_backend == "nccl"
+
+
+def _check_apart(config: RunConfig) -> None:
+    """Of ranks among themselves, and of engines. Raises ValueError."""
+    rollout, ranks = config.rollout, config.deepspeed
+    if ranks.ranks > 1 and 0 < ranks.gpus_per_rank < 1:
+        raise ValueError(
+            f"deepspeed.ranks ({ranks.ranks}) with deepspeed.gpus_per_rank ({ranks.gpus_per_rank:g}): NCCL takes no "
+            "two ranks on one GPU: set deepspeed.gpus_per_rank=1, or deepspeed.ranks=1"
+        )
+    most = max(rollout.actors, rollout.max_actors or 0)
+    key = "rollout.actors" if most == rollout.actors else "rollout.max_actors"
+    if need_whole_gpus(config, most):
+        raise ValueError(
+            f"{key} ({most}) with rollout.gpus_per_actor ({rollout.gpus_per_actor:g}): NCCL takes no two engines on "
+            f"one GPU: set rollout.gpus_per_actor=1, or {key}=1"
         )

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from configs.schema import RunConfig
+from configs.sharing import need_whole_gpus
 from learner.durable import replace_durably
 from orchestration.fleet import Fleet
 from orchestration.members import Phase, in_phase
@@ -99,8 +100,12 @@ class Elastic:
         except ValidationError as error:
             self._say(f"warning: {self._wish}: {error.errors(include_url=False)[0]['msg']}: it is not followed")
             return
+        why = ""
         if self._config.shares_gpus:
             why = "every learner rank has its engine (cluster.colocated)"
+        elif need_whole_gpus(self._config, wish.actors):
+            why = "NCCL takes no two engines on one GPU (rollout.gpus_per_actor)"
+        if why:
             self._say(f"warning: {self._wish}: {why}: it is not followed")
             return
         self._by_wish = True

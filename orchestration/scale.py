@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError, load_config
+from configs.sharing import need_whole_gpus
 from learner.durable import replace_durably
 from orchestration.elastic import MOST_ACTORS, State, read_state
 from orchestration.exits import BAD_INPUT, FAILED, INTERRUPTED, fail
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         wanted = _wanted(arguments.what)
         _check_running(arguments.run)
-        _check_free(arguments.run)
+        _check_free(arguments.run, wanted)
         replace_durably(arguments.run / "scale.json", json.dumps({"actors": wanted}).encode())
         return _follow(arguments.run, wanted, arguments.wait)
     except (ScaleError, RunFolderError, ConfigError, OSError) as error:
@@ -61,12 +62,18 @@ def _check_running(run: Path) -> None:
     raise ScaleError(f"{run} is not running: set rollout.actors, with --resume where it is to go on")
 
 
-def _check_free(run: Path) -> None:
-    """Raises ScaleError where engines belong to the learner's ranks; ConfigError for a file that is none."""
-    if load_config(run / "config.yaml", []).shares_gpus:
+def _check_free(run: Path, wanted: int) -> None:
+    """Raises ScaleError where engines cannot be so many on the run's GPUs; ConfigError for a file that is none."""
+    config = load_config(run / "config.yaml", [])
+    if config.shares_gpus:
         raise ScaleError(
             f"{run}: every learner rank shares its GPU with an engine (cluster.colocated): set rollout.actors and "
             "deepspeed.ranks, with --resume"
+        )
+    if need_whole_gpus(config, wanted):
+        raise ScaleError(
+            f"{run}: actors={wanted} with rollout.gpus_per_actor ({config.rollout.gpus_per_actor:g}): NCCL takes no "
+            "two engines on one GPU: set rollout.gpus_per_actor=1, with --resume"
         )
 
 

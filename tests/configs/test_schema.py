@@ -52,6 +52,7 @@ def test_every_key_is_read_somewhere() -> None:
     assert 60 <= longest(RunConfig) <= 195  # a run of DDE with SESA at its root has the keys of both
 
 
+WHOLE: dict[str, Any] = {"rollout": {"gpus_per_actor": 1}, "deepspeed": {"gpus_per_rank": 1}}
 SHARING: dict[str, Any] = {
     "rollout": {"actors": 2, "gpus_per_actor": 0.5},
     "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5},
@@ -96,6 +97,22 @@ SHARING: dict[str, Any] = {
         (
             {"rollout": {"gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 0.5}},
             ("rollout.gpus_per_actor (0.5)", "deepspeed.gpus_per_rank (0.5)", "cluster.colocated"),
+        ),
+        (
+            WHOLE | {"deepspeed": {"ranks": 8, "gpus_per_rank": 0.5}},
+            ("deepspeed.ranks (8)", "deepspeed.gpus_per_rank (0.5)", "no two ranks on one GPU", "gpus_per_rank=1"),
+        ),
+        (
+            WHOLE | {"deepspeed": {"ranks": 2, "gpus_per_rank": 0.25}, "sync": {"backend": "gloo"}},
+            ("deepspeed.ranks (2)", "deepspeed.gpus_per_rank (0.25)"),  # NCCL is theirs whatever weights go over
+        ),
+        (
+            WHOLE | {"rollout": {"actors": 8, "gpus_per_actor": 0.5}},
+            ("rollout.actors (8)", "rollout.gpus_per_actor (0.5)", "no two engines on one GPU", "gpus_per_actor=1"),
+        ),
+        (
+            WHOLE | {"rollout": {"actors": 1, "max_actors": 3, "gpus_per_actor": 0.5}},
+            ("rollout.max_actors (3)", "rollout.gpus_per_actor (0.5)"),
         ),
         (
             {"rollout": {"gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 0.75}, "cluster": {"colocated": True}},
@@ -157,6 +174,18 @@ def test_an_engine_and_a_rank_share_a_gpu_where_it_is_said() -> None:
     assert (config.shares_gpus, config.transfer_backend) == (True, "ipc")
     through_memory = RunConfig.model_validate(SHARING | {"sync": {"backend": "gloo"}})
     assert through_memory.transfer_backend == "gloo"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rollout": {"actors": 1, "gpus_per_actor": 0.5}},
+        {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "sync": {"backend": "gloo"}},
+        {"deepspeed": {"ranks": 1, "gpus_per_rank": 0.5}},
+    ],
+)
+def test_part_of_a_gpu_is_for_what_nccl_does_not_join_there(settings: dict[str, Any]) -> None:
+    assert not RunConfig.model_validate(WHOLE | settings).shares_gpus
 
 
 def test_on_cpus_they_take_turns_and_share_nothing_else() -> None:

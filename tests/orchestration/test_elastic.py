@@ -182,6 +182,18 @@ def test_engines_of_the_ranks_stay_as_many_as_they_are(tmp_path: Path) -> None:
     assert len([line for line in stage.said if "(cluster.colocated): it is not followed" in line]) == 2
 
 
+def test_engines_on_parts_of_gpus_do_not_become_two_on_one(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, actors=1)
+    part = {"rollout": {"actors": 1, "gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 1}}
+    stage.elastic._config = RunConfig.model_validate(part)
+    stage.wish('{"actors": 2}')
+    assert stage.look().up == 1
+    assert "(rollout.gpus_per_actor): it is not followed" in stage.said[0]
+    stage.elastic._config = RunConfig.model_validate(part | {"sync": {"backend": "gloo"}})
+    stage.wish('{"actors": 2} ')
+    assert stage.look().up == 2
+
+
 def test_a_wish_of_the_process_before_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "scale.json").write_text('{"actors": 7}')
     assert Stage(tmp_path).look().up == 2
@@ -220,18 +232,25 @@ def test_the_command_refuses_a_run_that_is_over(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "scale.json").exists()
 
 
-def test_the_command_refuses_a_run_whose_engines_belong_to_the_ranks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("of_rank", "cluster", "says"),
+    [
+        (0.5, "{colocated: true}", "(cluster.colocated): set rollout.actors and deepspeed.ranks"),
+        (1, "{}", "actors=2 with rollout.gpus_per_actor (0.5): NCCL takes no two engines on one GPU"),
+    ],
+)
+def test_the_command_refuses_a_run_whose_engines_cannot_be_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], of_rank: float, cluster: str, says: str
 ) -> None:
-    halves = "rollout: {actors: 1, gpus_per_actor: 0.5}\ndeepspeed: {ranks: 1, gpus_per_rank: 0.5}\n"
-    (tmp_path / "config.yaml").write_text(f"{halves}cluster: {{colocated: true}}\n")
+    parts = f"rollout: {{actors: 1, gpus_per_actor: 0.5}}\ndeepspeed: {{ranks: 1, gpus_per_rank: {of_rank}}}\n"
+    (tmp_path / "config.yaml").write_text(f"{parts}cluster: {cluster}\n")
     folder = RunFolder(tmp_path)
     folder.lock()
     try:
         assert scale.main([str(tmp_path), "actors=2"]) == 2
     finally:
         folder.release()
-    assert "(cluster.colocated): set rollout.actors and deepspeed.ranks" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
     assert not (tmp_path / "scale.json").exists()
 
 
