@@ -22,7 +22,9 @@ GATHER_MIB = 4  # of learner/gather.py
 # Resident memory on CPUs beyond the other terms, measured on quickstart.yaml: imported libraries.
 LIBRARIES = 470 * MIB
 
-UPDATING, STEPPING, SENDING, LOADING = "updating", "stepping", "sending weights", "loading the model"
+UPDATING, STEPPING, SENDING = "updating", "stepping", "sending weights"
+LOADING, LOADING_REFERENCE = "loading the model", "loading the reference policy"
+REFERENCE = "reference policy"
 
 
 def learner_need(config: RunConfig, shape: ModelShape, limit: int | None = None, of: str = "") -> Need:
@@ -35,12 +37,15 @@ def learner_phases(config: RunConfig, shape: ModelShape) -> Mapping[str, Sequenc
     stays = [*learner_stays(config, shape), *([] if on_gpu else _in_host_memory(config, shape))]
     stepping = [] if on_gpu and config.deepspeed.offload != "none" else [_step(config, shape)]
     bytes_loaded = BYTES_OF[config.model.dtype] if on_gpu else 4
-    return {
+    phases = {
         UPDATING: [*stays, *_working(config, shape)],
         STEPPING: [*stays, *stepping],
         SENDING: [*stays, sending(config, shape)],
         LOADING: [_runtime(config), Term("whole model", shape.parameters * bytes_loaded)],
     }
+    if _has_reference(config):
+        phases[LOADING_REFERENCE] = _with_whole_reference(config, shape, stays, bytes_loaded)
+    return phases
 
 
 def host_need(config: RunConfig, shape: ModelShape) -> Need | None:
@@ -50,10 +55,22 @@ def host_need(config: RunConfig, shape: ModelShape) -> Need | None:
     libraries = Term("libraries", LIBRARIES)
     loading = [libraries, Term("whole model, float32", 4 * shape.parameters)]
     stepping = [_step(config, shape)] if config.deepspeed.offload != "none" else []
-    return Need(
-        "learner rank, host memory",
-        {LOADING: loading, UPDATING: [libraries, *_in_host_memory(config, shape), *stepping]},
-    )
+    offloaded = [libraries, *_in_host_memory(config, shape)]
+    phases = {LOADING: loading, UPDATING: [*offloaded, *stepping]}
+    if _has_reference(config):
+        phases[LOADING_REFERENCE] = _with_whole_reference(config, shape, offloaded, 4)
+    return Need("learner rank, host memory", phases)
+
+
+def _with_whole_reference(config: RunConfig, shape: ModelShape, stays: Sequence[Term], width: int) -> list[Term]:
+    """As in learner/update.py: it is loaded when the policy and its optimizer are there, and then cut into shares.
+
+    width: bytes of one of its parameters.
+    """
+    offload = "set deepspeed.offload=optimizer" if config.deepspeed.offload == "none" else ""
+    less = either("raise deepspeed.ranks", offload, "set grpo.kl.coefficient=0")
+    whole = Term(f"whole {REFERENCE}", shape.parameters * width, less)
+    return [*(term for term in stays if term.name != REFERENCE), whole]
 
 
 def learner_stays(config: RunConfig, shape: ModelShape) -> list[Term]:
@@ -84,7 +101,7 @@ def _state(config: RunConfig, shape: ModelShape) -> list[tuple[Term, bool]]:
     ]
     if _has_reference(config):
         without = either(of_weights, "set grpo.kl.coefficient=0")
-        reference = Term("reference policy", share(shape.parameters, settings.ranks) * width, without)
+        reference = Term(REFERENCE, share(shape.parameters, settings.ranks) * width, without)
         terms.append((reference, offload == "all"))
     return terms
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from configs.schema import RunConfig
 from orchestration.engine_memory import Cache, asleep, engine_floor, engine_need, engine_terms, kv_cache
-from orchestration.learner_memory import LOADING, SENDING, host_need, learner_need, learner_phases
+from orchestration.learner_memory import LOADING, LOADING_REFERENCE, SENDING, host_need, learner_need, learner_phases
 from orchestration.memory_terms import GIB, Need, Term
 from orchestration.shapes import ModelShape
 
@@ -55,12 +55,12 @@ def _limit(config: RunConfig, gpus: float) -> int | None:
 def _colocated(config: RunConfig, shape: ModelShape) -> Need:
     """A rank and an engine on one GPU: the engine is asleep while the rank computes, and awake while it sends or loads.
 
-    Of all there is at those times what the rank keeps, and a bucket or the whole model once.
+    Of all there is at those times what the rank keeps, and a bucket, or the whole model or reference policy once.
     """
     engine = _named("engine", engine_terms(config, shape))
-    of_rank = learner_phases(config, shape)
+    of_rank, awake = learner_phases(config, shape), (SENDING, LOADING, LOADING_REFERENCE)
     phases = {
-        phase: [*_named("learner", terms), *(engine if phase in (SENDING, LOADING) else [asleep(config)])]
+        phase: [*_named("learner", terms), *(engine if phase in awake else [asleep(config)])]
         for phase, terms in of_rank.items()
     }
     memory = config.cluster.gpu_memory_gib

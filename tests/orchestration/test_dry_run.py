@@ -151,6 +151,20 @@ def test_all_that_cannot_fit_is_said(model: Path, capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
+def test_a_reference_that_cannot_be_loaded_beside_the_policy_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut into sixteen it would fit: 18.4 GiB. DeepSpeed moves the whole of it to every rank's GPU first."""
+    small = ["deepspeed.ranks=16", "rollout.actors=16", "cluster.gpu_memory_gib=22", "sync.bucket_mib=64"]
+    small += ["deepspeed.tokens_per_micro_batch=4096", "rollout.gpu_memory_share=0.8", "rollout.tensor_parallel=4"]
+    assert called("gpu/4x8_gpus.yaml", "--dry-run", *small) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: a learner rank needs 22.38 GiB of 22.00 (cluster.gpu_memory_gib) while loading the reference policy; "
+        "the largest term is whole reference policy with 14.19 GiB: raise deepspeed.ranks, set "
+        "deepspeed.offload=optimizer or set grpo.kl.coefficient=0"
+    )
+    assert called("gpu/4x8_gpus.yaml", "--dry-run", *small, "grpo.kl.coefficient=0") == 0
+
+
 def test_an_engine_and_its_rank_are_planned_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert called("gpu/single_24gb.yaml", "--dry-run") == 0
     said = lines_of(capsys.readouterr().out)

@@ -98,6 +98,29 @@ def test_a_reference_is_counted_where_one_is_loaded() -> None:
     assert "reference policy" not in sizes(rank(adapters, TINY))
 
 
+@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
+def test_every_rank_loads_the_whole_reference_beside_all_it_keeps(offload: str) -> None:
+    kl = {"kl": {"coefficient": 0.1}}
+    without, with_one = (
+        estimate(configured(GPU, deepspeed={"offload": offload}, grpo=grpo), TINY).needs for grpo in ({}, kl)
+    )
+    for number, bytes_loaded in ((0, 2), (2, 4)):  # on its GPU, and in the node's memory before
+        loading = sizes(with_one[number], learner_memory.LOADING_REFERENCE)
+        whole = loading.pop("whole reference policy")
+        assert whole == 1736 * bytes_loaded
+        kept = sizes(without[number], learner_memory.UPDATING)
+        assert {name: kept[name] for name in loading} == loading
+        assert learner_memory.LOADING_REFERENCE not in without[number].phases
+    assert ("weights" in sizes(with_one[0], learner_memory.LOADING_REFERENCE)) == (offload != "all")
+    assert "optimizer state" in sizes(with_one[2 if offload != "none" else 0], learner_memory.LOADING_REFERENCE)
+
+
+def test_on_a_cpu_the_whole_reference_is_float32() -> None:
+    config = configured(deepspeed={"ranks": 2}, grpo={"kl": {"coefficient": 0.1}})
+    found = sizes(rank(config, TINY), learner_memory.LOADING_REFERENCE)
+    assert (found["whole reference policy"], found["optimizer state"]) == (1736 * 4, 868 * 8)
+
+
 def test_adapters_alone_are_trained() -> None:
     found = sizes(rank(configured(GPU, model={"lora": {"rank": 1}}), TINY), learner_memory.UPDATING)
     adapters = 2 * (16 + 12 + 12 + 16 + 3 * 24)
@@ -193,6 +216,12 @@ def test_on_one_gpu_the_larger_phase_counts_and_what_stays() -> None:
     assert asleep == 2 * GIB  # a context, and captured graphs
     assert together.size == max(map(total, together.phases.values()))
     assert {name.split(":")[0] for name in sizes(together, learner_memory.SENDING)} == {"learner", "engine"}
+
+
+def test_the_engine_is_awake_while_the_rank_beside_it_loads_a_reference() -> None:
+    config = configured(SHARED, grpo={"kl": {"coefficient": 0.1}})
+    found = sizes(estimate(config, QWEN).needs[0], learner_memory.LOADING_REFERENCE)
+    assert {"engine: KV cache", "learner: optimizer state", "learner: whole reference policy"} <= set(found)
 
 
 @pytest.mark.parametrize(
