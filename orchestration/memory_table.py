@@ -10,13 +10,15 @@ from orchestration.memory import Estimate, estimate
 from orchestration.memory_terms import GIB, Need
 from orchestration.shapes import ModelShape, ShapeError, shape_of
 
+VOCABULARY_PADDED_TO = 64  # by vLLM
+
 
 def memory_table(config: RunConfig) -> list[str]:
-    """One line a term and one a role; of a model of unknown shape one line that says why there is no estimate."""
+    """One line a term and one a role; of a model of unknown shape why there is no estimate, and what is not checked."""
     try:
         shape = shape_of(config)
     except ShapeError as error:
-        return [safe(f"memory is not estimated: {error}")]
+        return [safe(f"memory is not estimated: {error}"), *_unchecked(config)]
     found = estimate(config, shape)
     each = "GPU" if config.deepspeed.gpus_per_rank > 0 else "process"
     model = config.model.path or "the small policy, at most"
@@ -33,7 +35,12 @@ def memory_problems(config: RunConfig) -> list[str]:
     except ShapeError:
         return []
     found = estimate(config, shape)
-    return [*_heads(config, shape), *(_refusal(need) for need in (*found.floors, *found.needs) if not need.fits)]
+    return [*_parts(config, shape), *(_refusal(need) for need in (*found.floors, *found.needs) if not need.fits)]
+
+
+def _unchecked(config: RunConfig) -> Iterator[str]:
+    if (parts := config.rollout.tensor_parallel) > 1:
+        yield f"whether rollout.tensor_parallel ({parts}) divides the model is not checked: engines will say so"
 
 
 def _table(need: Need) -> Iterator[str]:
@@ -64,20 +71,31 @@ def _refusal(need: Need) -> str:
     )
 
 
-def _heads(config: RunConfig, shape: ModelShape) -> Iterator[str]:
-    parts, most = config.rollout.tensor_parallel, shape.heads
-    fitting = [n for n in range(1, most + 1) if _divides(n, shape)]
-    if parts not in fitting:
+def _parts(config: RunConfig, shape: ModelShape) -> Iterator[str]:
+    parts = config.rollout.tensor_parallel
+    undivided = _undivided(parts, shape)
+    if undivided:
+        fitting = [n for n in range(1, shape.heads + 1) if not _undivided(n, shape)]
         yield (
-            f"rollout.tensor_parallel ({parts}) does not divide the model's {shape.heads} attention heads and "
-            f"{shape.kv_heads} key-value heads: take {', '.join(map(str, fitting))}"
+            f"rollout.tensor_parallel ({parts}) does not divide the model's {', '.join(undivided)}: take "
+            f"{', '.join(map(str, fitting))}"
         )
 
 
-def _divides(parts: int, shape: ModelShape) -> bool:
-    """As vLLM spreads heads: those of keys and values are repeated where there are fewer of them than parts."""
-    kv = shape.kv_heads
-    return shape.heads % parts == 0 and (kv % parts == 0 or parts % kv == 0)
+def _undivided(parts: int, shape: ModelShape) -> list[str]:
+    """What vLLM, which asserts it, cannot spread over so many parts of an engine.
+
+    Heads of keys and values are repeated where there are fewer of them than parts; the vocabulary is padded, but not
+    by the number of parts.
+    """
+    kv, padded = shape.kv_heads, -(-shape.vocabulary // VOCABULARY_PADDED_TO) * VOCABULARY_PADDED_TO
+    divided = {
+        f"{shape.heads} attention heads": shape.heads % parts == 0,
+        f"{kv} key-value heads": kv % parts == 0 or parts % kv == 0,
+        f"feed-forward width of {shape.intermediate}": shape.intermediate % parts == 0,
+        f"vocabulary of {padded} (padded)": padded % parts == 0,
+    }
+    return [name for name, fits in divided.items() if not fits]
 
 
 def _gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""How large a model is, from its config.json; the models that `configs/gpu/` names are known without it."""
+"""How large a model is, from its config.json, here or in Hugging Face's cache; those of `configs/gpu/` are known."""
 
 from __future__ import annotations
 
@@ -117,7 +117,21 @@ def shape_of(config: RunConfig) -> ModelShape:
         return shape_in(folder / "config.json")
     if path in KNOWN:
         return KNOWN[path]
+    if (cached := _in_cache(path)) is not None:
+        return shape_in(cached)
     raise ShapeError(f"model.path: {path} is not on this machine: give a folder that holds its config.json")
+
+
+def _in_cache(model: str) -> Path | None:
+    """The config.json of a hub id in Hugging Face's cache, if it was downloaded before; nothing is downloaded."""
+    # Imported here: most runs need none of it.
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except (OSError, ValueError):  # what is no hub id, or a cache that cannot be read
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def shape_in(file: Path) -> ModelShape:

@@ -111,8 +111,12 @@ def test_the_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["rollout.tensor_parallel=3"],
-            "rollout.tensor_parallel (3) does not divide the model's 14 attention heads and 2 key-value heads: take "
-            "1, 2, 14",
+            "rollout.tensor_parallel (3) does not divide the model's 14 attention heads, 2 key-value heads, "
+            "feed-forward width of 4864, vocabulary of 151936 (padded): take 1, 2",
+        ),
+        (
+            ["rollout.tensor_parallel=14"],  # heads alone would do
+            "does not divide the model's feed-forward width of 4864, vocabulary of 151936 (padded): take 1, 2",
         ),
     ],
 )  # fmt: skip
@@ -144,6 +148,35 @@ def test_gpus_without_nccl_are_refused_before_anything_starts(
     )
     assert not root.exists()
     assert called(SMALL, "--dry-run", *ON_GPUS, f"model.path={model}") == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "says"),
+    [
+        (
+            "1.5B",
+            6,
+            "does not divide the model's feed-forward width of 8960, vocabulary of 151936 (padded): take 1, 2, 4",
+        ),
+        ("3B", 5, "take 1, 2, 4, 8, 16"),
+        ("7B", 7, "does not divide the model's 4 key-value heads, feed-forward width of 18944, vocabulary"),
+        ("7B", 14, "take 1, 2, 4"),
+    ],
+)
+def test_an_engine_in_parts_that_vllm_would_refuse_is_refused(
+    size: str, parts: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = f"model.path=Qwen/Qwen2.5-{size}-Instruct"
+    assert called("gpu/8_gpus.yaml", "--dry-run", model, f"rollout.tensor_parallel={parts}") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: rollout.tensor_parallel ({parts}) ")
+    assert says in line
+
+
+@pytest.mark.parametrize(("size", "parts"), [("0.5B", 2), ("1.5B", 4), ("3B", 16), ("7B", 4)])
+def test_an_engine_in_parts_that_vllm_takes_is_taken(size: str, parts: int) -> None:
+    model = f"model.path=Qwen/Qwen2.5-{size}-Instruct"
+    assert called("gpu/8_gpus.yaml", "--dry-run", model, f"rollout.tensor_parallel={parts}") == 0
 
 
 def test_all_that_cannot_fit_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +218,14 @@ def test_a_model_of_unknown_shape_is_planned_without_memory(
 ) -> None:
     (model / "config.json").write_text(json.dumps({k: v for k, v in MODEL.items() if k != "vocab_size"}))
     assert called(SMALL, "--dry-run", f"model.path={path.format(model)}") == 0
-    [line] = [line for line in lines_of(capsys.readouterr().out) if "memory" in line]
+    said = lines_of(capsys.readouterr().out)
+    [line] = [line for line in said if "memory" in line]
     assert line.startswith("memory is not estimated: ")
     assert why in line
+    assert not any("tensor_parallel" in line for line in said)
+
+
+def test_parts_of_a_model_of_unknown_shape_are_said_to_be_unchecked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(SMALL, "--dry-run", *ON_GPUS, "model.path=OWNER/NAME", "rollout.tensor_parallel=3") == 0
+    [line] = [line for line in lines_of(capsys.readouterr().out) if "tensor_parallel" in line]
+    assert line.startswith("whether rollout.tensor_parallel (3) divides the model is not checked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from configs.samplers import (
     VerbalizedSettings,
 )
 from configs.schema import RunConfig
-from orchestration import engine_memory, learner_memory
+from orchestration import engine_memory, learner_memory, memory_table
 from orchestration.cluster import ROOT
 from orchestration.engine_memory import kv_cache, solutions_at_once
 from orchestration.learner_memory import activation_bytes, logits_bytes
@@ -299,6 +300,14 @@ def test_what_deepspeed_holds_gathered_is_its_default(monkeypatch: pytest.Monkey
     defaults = DeepSpeedZeroConfig()
     assert defaults.max_reuse_distance == learner_memory.REUSED_WITHIN
     assert defaults.sub_group_size == learner_memory.STEPPED_AT_ONCE
+
+
+def test_a_vocabulary_is_padded_as_vllm_pads_it() -> None:
+    found = find_spec("vllm")
+    assert found is not None
+    assert found.origin is not None
+    source = Path(found.origin).parent / "model_executor/layers/vocab_parallel_embedding.py"
+    assert f"\nDEFAULT_VOCAB_PADDING_SIZE = {memory_table.VOCABULARY_PADDED_TO}\n" in source.read_text()
 
 
 @pytest.mark.skipif(not SOAK.exists(), reason="no run of `make soak` is kept")

@@ -121,6 +121,33 @@ def test_a_model_that_is_not_here(tmp_path: Path) -> None:
         shape_of(config(path="~nobody-of-that-name/x"))
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Hugging Face keeps a model OWNER/NAME; empty yet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path / "models--OWNER--NAME"
+
+
+def test_a_model_that_was_downloaded_is_looked_at_there(cache: Path) -> None:
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    with pytest.raises(ShapeError, match="OWNER/NAME is not on this machine"):
+        shape_of(config(path="OWNER/NAME"))  # without its config.json
+    (snapshot / "config.json").write_text(json.dumps(SETTINGS))
+    assert shape_of(config(path="OWNER/NAME")) == TINY
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(ShapeError, match=r"abc/config\.json: model_type"):
+        shape_of(config(path="OWNER/NAME"))
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "../x", "a--b/c", "/x", "x" * 100, "OWNER/NA\0ME"])
+def test_what_is_no_hub_id_is_looked_for_nowhere(path: str, cache: Path) -> None:
+    with pytest.raises(ShapeError, match=r"^model\.path: "):
+        shape_of(config(path=path))
+
+
 def test_the_small_policy_is_as_large_as_the_warm_up_makes_it() -> None:
     from learner.warmup import _new_model
 
