@@ -230,6 +230,18 @@ def test_the_launcher_brings_project_token_and_lock() -> None:
     assert 0 < workers["min_workers"] <= workers["max_workers"] <= config["max_workers"]
 
 
+def test_every_shared_folder_is_made_for_the_user() -> None:
+    """The root of a new EFS can be written to by root alone."""
+    config = launcher()
+    user = config["auth"]["ssh_user"]
+    text = (CLUSTER / "ray-cluster.yaml").read_text(encoding="utf-8")
+    commands = [command for key, value in config.items() if key.endswith("commands") for command in value]
+    [made] = re.findall(rf"&& sudo install -d -o {user} -g {user} ((?:/shared/\w+ ?)+)$", "\n".join(commands), re.M)
+    assert set(made.split()) == set(re.findall(r"/shared/\w+", text))
+    [run_root] = re.findall(r"run\.root=(/shared/\w+)", job()["entrypoint"])
+    assert {"/shared/huggingface", run_root} <= set(made.split())
+
+
 @pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands"])
 def test_the_launcher_starts_ray_with_the_token_and_arguments_it_has(key: str) -> None:
     command = launcher()[key][-1]
