@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from configs.addresses import RayAddress
 from configs.base import Settings
 from configs.environments import EnvSettings, FrozenLakeSettings, MathSettings
 from configs.nodes import NodeLabels, NodeResources
@@ -226,8 +227,10 @@ class ObserveSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    address: str | None = Field(
-        None, description="Ray address; empty: inside a Ray job that cluster, else a Ray of its own on this machine"
+    address: RayAddress | None = Field(
+        None,
+        description="HOST:PORT of Ray's head, no ray://; empty: RAY_ADDRESS, inside a Ray job that cluster, else a "
+        "Ray of its own on this machine",
     )
     local_cpus: PositiveInt = Field(16, description="logical CPUs of a Ray of our own; roles share the real cores")
     dashboard: bool = Field(True, description="a Ray of our own brings its dashboard")

@@ -92,7 +92,7 @@ def connect(config: RunConfig) -> str:
                     runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
                     **quiet,
                 )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(f"cluster.address: cannot join Ray at {address or 'local'}: {cause_of(error)}") from error
     return str(context.dashboard_url or "")
 
@@ -219,7 +219,7 @@ def _network_env(config: RunConfig, on_gpu: bool) -> dict[str, str]:
 
 def _probe(address: str, timeout_s: float) -> None:
     """Ray itself waits for minutes on an address that answers nothing, or ends the process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not port.isdigit():  # "auto" and the like: Ray finds the address by itself
         return
     # A listening port is not enough: what answers must speak gRPC, as Ray's head does.

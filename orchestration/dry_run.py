@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ray
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
+from ray.exceptions import RayError
 
 from configs.schema import RunConfig
-from orchestration.cluster import connect
+from orchestration.cluster import cause_of, connect
 from orchestration.placement import Node, place, plan_in_words
-from orchestration.room import address_of, cluster_nodes, placement_plan, roles
+from orchestration.room import ClusterError, address_of, cluster_nodes, placement_plan, roles
 
 
 def placement_lines(config: RunConfig) -> list[str]:
-    """What every role takes, then node by node who would come there. Raises ClusterError where none answers.
+    """What every role takes, then node by node who would come there. Raises ClusterError where no cluster answers.
 
     The nodes are those of the cluster as it is now, or this machine.
     """
@@ -34,5 +35,9 @@ def _nodes(config: RunConfig) -> list[Node]:
     connect(config)
     try:
         return cluster_nodes()
+    except RayError as error:
+        raise ClusterError(
+            f"the cluster at {address_of(config)} does not say what it has: {cause_of(error)}"
+        ) from error
     finally:
         ray.shutdown()

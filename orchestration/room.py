@@ -17,6 +17,7 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from configs.addresses import check_address
 from configs.schema import RunConfig
 from orchestration.placement import Node, Role, lacking, place
 
@@ -82,8 +83,13 @@ def actor_role(config: RunConfig) -> Role:
 
 
 def address_of(config: RunConfig) -> str | None:
-    """Of the cluster to join; None for a Ray of our own on this machine."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+    """Of the cluster to join; None for a Ray of our own on this machine. Raises ClusterError for one of Ray Client."""
+    if config.cluster.address:
+        return config.cluster.address
+    try:
+        return check_address(os.environ.get("RAY_ADDRESS", "")) or None
+    except ValueError as error:
+        raise ClusterError(f"RAY_ADDRESS: {error}") from error
 
 
 def placement_plan(config: RunConfig, needed: Sequence[Role] | None = None) -> list[str]:

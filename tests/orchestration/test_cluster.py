@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayError
+from pydantic import ValidationError
+from ray.exceptions import AuthenticationError, RayError, RaySystemError, RpcError
 from ray.util import get_node_ip_address
 
 from configs.schema import RunConfig
@@ -17,7 +19,7 @@ from configs.shown import is_secret_name
 from orchestration import cluster
 from orchestration.cluster import cause_of, connect, engine_env, learner_env
 from orchestration.placement import Role
-from orchestration.room import ClusterError, of_ranks_and_actors, placement_plan, roles
+from orchestration.room import ClusterError, address_of, of_ranks_and_actors, placement_plan, roles
 
 LEARNERS, ACTORS = Role("learner rank", 2, 1.0, 0.0, together=True), Role("rollout actor", 3, 0.5, 0.0)
 
@@ -29,7 +31,7 @@ def configured(**groups: Any) -> RunConfig:
 GPUS = configured(
     rollout={"actors": 4, "gpus_per_actor": 1, "tensor_parallel": 2, "cpus_per_actor": 3},
     deepspeed={"ranks": 8, "gpus_per_rank": 1},
-    cluster={"address": "ray://head:10001"},
+    cluster={"address": "head:6379"},
 )
 
 
@@ -78,7 +80,7 @@ def test_the_plan_in_words() -> None:
     assert placement_plan(GPUS) == [
         "8 x learner rank: 1 CPU, 1 GPU each",
         "4 x rollout actor: 3 CPU, 2 GPU each",
-        "in all: 20 CPU, 16 GPU on the cluster at ray://head:10001",
+        "in all: 20 CPU, 16 GPU on the cluster at head:6379",
     ]
     asked = configured(rollout={"actors": 1, "node_labels": {"zone": "a"}, "node_resources": {"fast": 2}})
     assert placement_plan(asked)[1] == "1 x rollout actor: 1 CPU, 0 GPU, 2 fast each on a node with {'zone': 'a'}"
@@ -95,6 +97,42 @@ def test_an_address_that_nothing_answers_at_is_named_in_one_line() -> None:
     assert address in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not ray.is_initialized()
+
+
+CLIENT = "ray://head:10001"
+
+
+def test_ray_client_is_refused_where_it_is_configured() -> None:
+    with pytest.raises(ValidationError, match=r"ray://head:10001 is an address of Ray Client") as caught:
+        configured(cluster={"address": CLIENT})
+    assert "ray job submit --address http://HEAD:8265" in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [address_of, connect, placement_plan, engine_env])
+def test_ray_client_is_refused_in_the_environment_before_anything_starts(
+    step: Callable[[RunConfig], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", CLIENT)
+    monkeypatch.setattr(ray, "init", None)
+    with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: ray://head:10001 is an address of Ray Client") as caught:
+        step(configured())
+    assert "\n" not in str(caught.value)
+    # What the configuration says counts before it.
+    assert address_of(configured(cluster={"address": "head:6379"})) == "head:6379"
+
+
+@pytest.mark.parametrize("error", [AuthenticationError("no token"), RaySystemError("bad"), RpcError("bad", 14)])
+def test_what_ray_says_of_a_cluster_it_does_not_join_is_one_line(
+    error: RayError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "_probe", lambda *_: None)
+    with pytest.raises(ClusterError, match=r"^cluster\.address: cannot join Ray at head:6379: .+") as caught:
+        connect(configured(cluster={"address": "head:6379"}))
+    assert "\n" not in str(caught.value)
 
 
 def test_cpu_processes_run_on_one_thread_and_gpu_ones_as_they_like() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch.distributed
+from ray.exceptions import RayError, RaySystemError, RpcError
 
-from orchestration import run
+from orchestration import dry_run, run
 from orchestration.cluster import ROOT
+from orchestration.placement import Node
 from tests.envs.cases import QUESTIONS
 
 CONFIGS = ROOT / "configs"
@@ -177,6 +179,37 @@ def test_an_engine_in_parts_that_vllm_would_refuse_is_refused(
 def test_an_engine_in_parts_that_vllm_takes_is_taken(size: str, parts: int) -> None:
     model = f"model.path=Qwen/Qwen2.5-{size}-Instruct"
     assert called("gpu/8_gpus.yaml", "--dry-run", model, f"rollout.tensor_parallel={parts}") == 0
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("where", ["cluster.address", "RAY_ADDRESS"])
+def test_ray_client_is_refused_before_anything_starts(
+    where: str, dry: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, client = tmp_path / "runs", "ray://head:10001"
+    arguments = [*(["--dry-run"] if dry else []), f"run.root={root}", "cluster.placement_timeout_s=0.1"]
+    if where == "RAY_ADDRESS":
+        monkeypatch.setenv(where, client)
+    else:
+        arguments.append(f"{where}={client}")
+    assert called(SMALL, *arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{where}: {client} is an address of Ray Client, through which no run goes: submit the run as a job" in line
+    assert not root.exists() or not list(root.iterdir())
+
+
+@pytest.mark.parametrize("error", [RaySystemError("the GCS is gone"), RpcError("no\nanswer", 14)])
+def test_a_cluster_that_does_not_say_what_it_has_is_one_line(
+    error: RayError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_nodes() -> list[Node]:
+        raise error
+
+    monkeypatch.setattr(dry_run, "connect", lambda _: "")
+    monkeypatch.setattr(dry_run, "cluster_nodes", no_nodes)
+    assert called(SMALL, "--dry-run", "cluster.address=head:6379") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the cluster at head:6379 does not say what it has: ")
 
 
 def test_all_that_cannot_fit_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
