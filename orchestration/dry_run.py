@@ -13,12 +13,23 @@ from orchestration.room import ClusterError, address_of, cluster_nodes, placemen
 
 
 def placement_lines(config: RunConfig) -> list[str]:
-    """What every role takes, then node by node who would come there. Raises ClusterError where no cluster answers.
+    """What every role takes and the driver, then node by node who would come there.
 
-    The nodes are those of the cluster as it is now, or this machine.
+    The nodes are those of the cluster as it is now, or this machine. Raises ClusterError where no cluster answers.
     """
     needed = roles(config)
-    return [*placement_plan(config, needed), *plan_in_words(place(needed, _nodes(config)))]
+    return [*placement_plan(config, needed), _of_driver(config), *plan_in_words(place(needed, _nodes(config)))]
+
+
+def _of_driver(config: RunConfig) -> str:
+    """Ray is asked for nothing, so no node is too full for them."""
+    where = "on this machine"
+    if address_of(config) is not None:
+        where = "on the node where the run is started, of a Ray job the head"
+    return (
+        f"1 x driver with the replay queue: 0 CPU, 0 GPU, up to {config.queue.max_mib} MiB of groups (queue.max_mib), "
+        f"{where}"
+    )
 
 
 def _nodes(config: RunConfig) -> list[Node]:

@@ -237,6 +237,29 @@ def test_an_engine_and_its_rank_are_planned_on_one_gpu(capsys: pytest.CaptureFix
     assert "1 x learner rank with a rollout actor: 5 CPU, 1 GPU each" in said
 
 
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [
+        ([], "on this machine"),
+        (["cluster.address=head:6379"], "on the node where the run is started, of a Ray job the head"),
+    ],
+)
+def test_the_driver_and_the_queue_are_in_the_plan(
+    address: list[str], where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(dry_run, "connect", lambda _: "")
+    monkeypatch.setattr(dry_run, "cluster_nodes", lambda: [Node("head", {"CPU": 8.0}, {"CPU": 8.0})])
+    assert called(SMALL, "--dry-run", *address, "queue.max_mib=50") == 0
+    said = lines_of(capsys.readouterr().out)
+    [number] = [i for i, line in enumerate(said) if "driver" in line]
+    assert said[number - 1].startswith("in all: ")
+    assert said[number] == (
+        f"1 x driver with the replay queue: 0 CPU, 0 GPU, up to 50 MiB of groups (queue.max_mib), {where}"
+    )
+    assert "; left " in said[number + 1]
+
+
 def test_without_the_memory_of_a_gpu_nothing_is_compared(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = "deepspeed.tokens_per_micro_batch=1000000"
     assert called(SMALL, "--dry-run", *ON_GPUS, f"model.path={model}", tokens) == 0
