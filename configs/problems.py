@@ -54,7 +54,10 @@ def source_of(path: str, sources: Mapping[str, str]) -> str | None:
 def _unknown(path: str, owner: type[BaseModel], sources: Mapping[str, str]) -> str:
     """What to say of a key that `owner` does not have: another member's key, a misspelt one, or one of elsewhere."""
     group, _, key = path.rpartition(".")
-    others = " or ".join(repr(tag_of(member)) for member in _members_at(group) if key in member.model_fields)
+    members = _members_at(group)
+    if path in paths() and owner not in members:
+        return f"unknown key; in a file the key is {key!r} in the group {group!r}"  # one key, with dots in it
+    others = " or ".join(repr(tag_of(m)) for m in members if key in m.model_fields) if len(members) > 1 else ""
     if others:
         chooser = source_of(f"{group}.name", sources)
         by = f" (by {chooser})" if chooser else ""

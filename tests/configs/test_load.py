@@ -87,6 +87,12 @@ def test_a_union_without_a_name_is_its_default_member(write: Write) -> None:
         ("rollout: {actrs: 2}", "rollout.actrs: unknown key; did you mean 'actors'?"),
         ("rolout: {}", "rolout: unknown key; did you mean 'rollout'?"),
         ("actors: 2", "actors: unknown key; did you mean 'rollout.actors'?"),
+        ("rollout.actors: 2", "rollout.actors: unknown key; in a file the key is 'actors' in the group 'rollout'"),
+        (
+            "sampler.sketches: 2",
+            "sampler.sketches: unknown key; in a file the key is 'sketches' in the group 'sampler'",
+        ),
+        (".run: 2", ".run: unknown key; did you mean 'run'?"),
         ("sync: {xyzzy: 2}", "sync.xyzzy: unknown key"),
         ("model: {warmup: {layer: 2}}", "model.warmup.layer: unknown key; did you mean 'layers'?"),
         ("rollout: {actors: many}", 'rollout.actors: should be a valid integer, got "many"'),
