@@ -7,6 +7,8 @@ from typing import Any
 from configs.schema import RunConfig
 
 STEP_TOKENS = 8192  # most tokens of one engine step, unless a context is longer
+# Of each transfer_backend; NCCL's is vLLM's own, watched (actors/nccl_receiver.py).
+TRANSFERS = {"nccl": "watched_nccl", "ipc": "ipc", "gloo": "gloo"}
 
 
 def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
         "enforce_eager": not (on_gpu and rollout.cuda_graphs),
         # The learner divides logits by the temperature too: both sides speak of the distribution sampled from.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": config.transfer_backend},
+        "weight_transfer_config": {"backend": TRANSFERS[config.transfer_backend]},
         "worker_extension_cls": "actors.weight_receiver.WeightTaking",
         "disable_log_stats": True,
         "seed": index,

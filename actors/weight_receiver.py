@@ -1,6 +1,7 @@
 """The receiving end of a weight update: a `gloo` backend for vLLM's weight-transfer interface, and what a worker adds.
 
-The sender says how many parameters lie in each bucket. The sending end is `learner/weight_sender.py`.
+The sender says how many parameters lie in each bucket. The sending end is `learner/weight_sender.py`; NCCL's receiving
+end is `actors/nccl_receiver.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdat
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.meeting import meet
 from actors.received import Received
 
 
@@ -95,15 +97,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     waited_s = 0.0
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        parallel = self.parallel_config
-        rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
-        timeout = timedelta(seconds=init_info.timeout_s)
-        store = dist.TCPStore(init_info.master_address, init_info.master_port, init_info.world_size, False, timeout)
-        store.set(f"rank {rank}", "here")  # so that the sender can tell who did not come
-        if store.get("group") != b"opens":  # waits for all
-            raise RuntimeError("another one did not join the weight group")
-        rendezvous = dist.PrefixStore("weights", store)
-        self._group: Any = dist.ProcessGroupGloo(rendezvous, rank, init_info.world_size, timeout)
+        address, port, world_size = init_info.master_address, init_info.master_port, init_info.world_size
+        store, rank = meet(self.parallel_config, address, port, init_info.rank_offset, world_size, init_info.timeout_s)
+        rendezvous, timeout = dist.PrefixStore("weights", store), timedelta(seconds=init_info.timeout_s)
+        self._group: Any = dist.ProcessGroupGloo(rendezvous, rank, world_size, timeout)
         self._with_checksum = init_info.checksum
         self._memory = BucketMemory()
 
@@ -223,6 +220,14 @@ def unpacked(packed: Tensor, bucket: Sequence[Parameter]) -> list[tuple[str, Ten
 
 
 def register() -> None:
-    """Make the backend known to vLLM (entry point `vllm.general_plugins`); a second call does nothing."""
-    if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", "actors.weight_receiver", "GlooWeightTransferEngine")
+    """Make the backends known to vLLM (entry point `vllm.general_plugins`); a second call does nothing."""
+    for name, module, engine in (
+        ("gloo", "actors.weight_receiver", "GlooWeightTransferEngine"),
+        ("watched_nccl", "actors.nccl_receiver", "NcclReceiver"),
+    ):
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, engine)
+
+
+# vLLM imports this for `worker_extension_cls` in every worker's process, which finds no entry point of ours.
+register()

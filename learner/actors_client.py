@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError
 # say so at once.
 GRACE_S = 8.0
 LOOK_S = 0.2
+LATER_S = 1.0  # rank 0 sees who has come to join, and says who has not before all are late
 JOIN = "join the weight group"
 
 
@@ -59,7 +60,7 @@ class ActorsClient:
         first = init_info["rank_offset"]
         infos = [{**init_info, "rank_offset": first + i * self._workers} for i in range(len(self._actors))]
         calls = [a.init_weight_transfer_engine.remote(info) for a, info in zip(self._actors, infos, strict=True)]
-        self._answers(JOIN, calls, self._timeout_s)
+        self._answers(JOIN, calls, self._timeout_s + LATER_S)
 
     def start_weight_update(self) -> None: ...
 
@@ -84,6 +85,8 @@ class ActorsClient:
 
     def blame(self) -> None:
         """Raise WeightTransferError naming who has not taken the weights; for a wire that broke or ran out of time."""
+        if not self._calls:  # nobody was asked yet
+            return
         done, late = self._until_one_died(self._calls)
         self._results("take the weights", done, self._calls)
         numbers = self._numbers_of(late, self._calls)
@@ -91,6 +94,17 @@ class ActorsClient:
             raise self.late("take the weights", numbers)
         if numbers:
             raise WeightTransferError(f"rollout actor {_listed(numbers)} did not take the weights", numbers)
+
+    def who_stays_late(self, error: WeightTransferError) -> WeightTransferError:
+        """Of several that were late, those who are so after the others were let go: these only waited for them.
+
+        All of them where all answer then, as an engine does of which one worker of several hangs.
+        """
+        if len(error.actors) < 2:
+            return error
+        _, late = ray.wait(self._calls, num_returns=len(self._calls), timeout=GRACE_S)
+        numbers = self._numbers_of(late, self._calls)
+        return self.late("take the weights", numbers) if numbers else error
 
     def actor_of(self, group_rank: int) -> int:
         """The actor whose engine has this place in the group."""

@@ -5,7 +5,6 @@ Every rank gets the whole batch and plans all shares alike, so T_stream and the 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +44,6 @@ class LearnerRank:
         self._meeting = meeting_place(address, self.limit_s)
         return address, int(self._meeting.port)
 
-    def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return str(ray.util.get_node_ip_address()), int(probe.getsockname()[1])
-
     @watched
     def start(self, address: str, port: int) -> int:
         """Join the ranks and load the policy; returns the number of its parameters."""
@@ -63,7 +56,7 @@ class LearnerRank:
         return sum(p.ds_numel for p in self._engine.module.parameters())
 
     @watched
-    def connect(self, actors: Mapping[int, ActorHandle], address: str, port: int) -> None:
+    def connect(self, actors: Mapping[int, ActorHandle]) -> None:
         """Rank 0 opens the weight group with these actors, by their numbers, and leaves the one before."""
         if self._rank == 0 or self._config.transfer_backend == "ipc":
             # vllm takes seconds to import: only the rank that sends pays for it.
@@ -72,7 +65,8 @@ class LearnerRank:
             if self._sender is not None:
                 self._sender.close()
                 self._sender = None  # or a group that cannot be opened leaves one that is closed
-            self._sender = WeightSender(self._engine.module, actors, address, port, self._config, self._rank)
+            address = str(ray.util.get_node_ip_address())
+            self._sender = WeightSender(self._engine.module, actors, address, self._config, self._rank)
 
     @watched
     def update(self, payloads: Sequence[bytes]) -> UpdateSums:

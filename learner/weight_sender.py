@@ -1,7 +1,7 @@
 """The sending end of a weight update: one calling code for vLLM's NCCL and CUDA IPC and our gloo engine on CPUs.
 
 Only rank 0 opens the group and talks to the actors; the other ranks join the gathers. The receiving end of gloo is
-`actors/weight_receiver.py`.
+`actors/weight_receiver.py`; what is added to NCCL's is in `learner/nccl_sender.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from math import prod
@@ -24,29 +24,28 @@ from torch import Tensor, nn
 from vllm.distributed.weight_transfer import ParamMeta, WeightSource, WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from configs.schema import RunConfig
-from learner.actors_client import JOIN, ActorsClient, WeightTransferError
+from learner.actors_client import ActorsClient, WeightTransferError
+from learner.nccl_sender import NcclTrainerInitInfo
 from learner.parts_client import PartsClient
 from learner.sync_times import SyncTimes
+from learner.weight_meeting import wait_for_all
 from learner.weight_source import Zero3Source
 
 CHECK_S = 0.05  # between looks at whether an actor has given up while the wire is waited for
-LOOK_S = 0.005  # between looks whether all have come
 
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
     """Where the group meets and how the stream is cut; `timeout_s` bounds every wait of the group.
 
-    master_port: 0 for one that is free then. One that was free before may be an engine's by now.
+    The store takes a port that is free then. One that was free before may be an engine's by now.
     """
 
     backend: ClassVar[str] = "gloo"
 
     master_address: str
-    master_port: int
     world_size: int
     bucket_bytes: int
     checksum: bool
@@ -74,17 +73,17 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         engine._open(source.metadata(), init_info)
         timeout = timedelta(seconds=init_info.timeout_s)
         # The store must be there before the workers look for it: who finds nothing tries again after a pause.
-        address, port = init_info.master_address, init_info.master_port
-        store = dist.TCPStore(address, port, init_info.world_size, True, timeout, wait_for_workers=False)
+        address, limit_s, world_size = init_info.master_address, init_info.timeout_s, init_info.world_size
+        store = dist.TCPStore(address, 0, world_size, True, timeout, wait_for_workers=False)
         worker_info = {k: v for k, v in asdict(init_info).items() if k not in ("rank", "bucket_bytes")}
         worker_info["master_port"] = store.port
         # The workers wait in the rendezvous for rank 0, so both sides must be under way at once.
         with ThreadPoolExecutor(max_workers=1) as side:
             workers = side.submit(client.init_weight_transfer_engine, worker_info | {"rank_offset": 1})
-            wait_for_all(store, init_info, client, workers)
+            wait_for_all(store, world_size, limit_s, client, workers)
             try:
                 meeting = dist.PrefixStore("weights", store)
-                engine._group = dist.ProcessGroupGloo(meeting, 0, init_info.world_size, timeout)
+                engine._group = dist.ProcessGroupGloo(meeting, 0, world_size, timeout)
             except RuntimeError as error:
                 workers.result()
                 raise WeightTransferError(f"the weight group could not be opened: {error}") from error
@@ -151,36 +150,16 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             raise WeightTransferError(f"the weight group broke: {error}") from error
 
 
-def wait_for_all(store: dist.Store, info: GlooTrainerInitInfo, client: ActorsClient, workers: Future[None]) -> None:
-    """Until every worker has come to the store, which then are told to go on. `workers`: what becomes of their calls.
-
-    In the group's own rendezvous the death of one would be found out at its time limit only, by all of them. Raises
-    WeightTransferError naming who failed or is late; the others are told that there will be no group.
-    """
-    ranks, until = range(1, info.world_size), time.monotonic() + info.timeout_s
-    try:
-        while away := [rank for rank in ranks if not store.check([f"rank {rank}"])]:
-            if workers.done():
-                workers.result()
-            if time.monotonic() > until:
-                raise client.late(JOIN, map(client.actor_of, away))
-            time.sleep(LOOK_S)
-    except BaseException:
-        store.set("group", "none")
-        raise
-    store.set("group", "opens")
-
-
 class WeightSender:
     """A rank's handle on the group: `send(version)` puts the module's weights into every actor; actors: by number.
 
-    Rank 0 alone has one, but for CUDA IPC: there an engine reads the weights of the rank on its own GPU.
+    address: of this rank's node, where the group meets. Rank 0 alone has a handle, but for CUDA IPC: there an engine
+    reads the weights of the rank on its own GPU.
     """
 
     def __init__(
-        self, module: nn.Module, actors: Mapping[int, ActorHandle], address: str, port: int, config: RunConfig,
-        rank: int = 0,
-    ) -> None:  # fmt: skip
+        self, module: nn.Module, actors: Mapping[int, ActorHandle], address: str, config: RunConfig, rank: int = 0
+    ) -> None:
         register()
         backend, limit_s = config.transfer_backend, config.sync.timeout_s
         self._numbers, self._sends = list(actors), rank == 0
@@ -193,13 +172,15 @@ class WeightSender:
         bucket_bytes = config.sync.bucket_mib << 20
         info: TrainerInitInfo
         if backend == "nccl":
-            info = NCCLTrainerInitInfo(address, port, world_size, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+            info = NcclTrainerInitInfo(
+                address, 0, world_size, packed_buffer_size_bytes=bucket_bytes, timeout_s=limit_s, rank=rank
+            )
         elif backend == "ipc":
             # Its buffer must hold the largest parameter.
             room = max(bucket_bytes, *map(size_bytes, self._source.metadata()))
             info = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=room, rank=rank)
         else:
-            info = GlooTrainerInitInfo(address, 0, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=rank)
+            info = GlooTrainerInitInfo(address, world_size, bucket_bytes, config.sync.checksum, limit_s, rank=rank)
         self._engine: Any = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)
 
     def send(self, version: int) -> SyncTimes:
@@ -264,6 +245,10 @@ def size_bytes(parameter: ParamMeta) -> int:
 
 
 def register() -> None:
-    """Make the trainer side of `gloo` known to vLLM; a second call does nothing."""
-    if "gloo" not in WeightTransferTrainerFactory._registry:
-        WeightTransferTrainerFactory.register_engine("gloo", "learner.weight_sender", "GlooTrainerWeightTransferEngine")
+    """Make the trainer sides of our own known to vLLM; a second call does nothing."""
+    for name, module, engine in (
+        (GlooTrainerInitInfo.backend, "learner.weight_sender", "GlooTrainerWeightTransferEngine"),
+        (NcclTrainerInitInfo.backend, "learner.nccl_sender", "NcclSender"),
+    ):
+        if name not in WeightTransferTrainerFactory._registry:
+            WeightTransferTrainerFactory.register_engine(name, module, engine)

@@ -87,8 +87,7 @@ class Learners:
         """
         async with self._turn:
             if anew:
-                address, port = await self._within("find a port", self._one(0, "address"))
-                await self._all("connect", dict(actors), address, port)
+                await self._all("connect", dict(actors))
             times: SyncTimes = (await self._all("broadcast", self.version))[0]
             return times
 

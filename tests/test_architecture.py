@@ -49,7 +49,9 @@ HEAVY = {
     "vllm": {
         "actors/engine.py",
         "actors/engine_thread.py",
+        "actors/nccl_receiver.py",
         "actors/weight_receiver.py",
+        "learner/nccl_sender.py",
         "learner/weight_sender.py",
         "learner/weight_source.py",
     },

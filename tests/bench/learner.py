@@ -19,6 +19,7 @@ from orchestration.policy import ensure_policy
 from tests.bench.messages import made_group
 from tests.bench.plain import PlainLearner
 from tests.bench.rounds import interleaved, ratio, rounded
+from tests.ports import free_port
 
 GOAL = 0.90
 GROUPS = 16
@@ -43,7 +44,7 @@ def compare(config: RunConfig, policy: str, rounds: int) -> dict[str, Any]:
     )
     alone = spawned(PlainLearner, [(config, policy, None)], {})
     for learners in (ours, zero3, alone):
-        address, port = ray.get(ours[0].address.remote())
+        address, port = ray.util.get_node_ip_address(), free_port()
         ray.get([learner.start.remote(address, port) for learner in learners])
     groups = [made_group(index) for index in range(GROUPS)]
     messages = ray.put([encode_group(group) for group in groups])

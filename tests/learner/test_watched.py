@@ -70,7 +70,7 @@ def test_a_watched_method_keeps_its_name_and_its_words() -> None:
 
 
 def test_a_rank_is_looked_after_where_it_has_a_folder_for_its_stacks(tmp_path: Path) -> None:
-    """In all it is asked to do with the others; a port alone is found without."""
+    """In all it is asked to do with the others."""
     config = RunConfig.model_validate({"deepspeed": {"timeout_s": 9}})
     assert LearnerRank(config, "policy", 1).watchdog is None
     rank: Any = LearnerRank(config, "policy", 1, str(tmp_path))
@@ -82,4 +82,3 @@ def test_a_rank_is_looked_after_where_it_has_a_folder_for_its_stacks(tmp_path: P
         with pytest.raises(Exception):  # noqa: B017, PT011 - it was never started, each fails in its own way
             getattr(rank, method)(*[None] * 9)
         assert rank.watchdog.did == ["feed 9", "rest"], method
-    assert rank.address()[1] > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -87,11 +86,8 @@ def receivers(*manners: str) -> list[Any]:
 
 
 def connected(module: nn.Module, actors: list[Any], timeout_s: float = 20.0, checksum: bool = True) -> WeightSender:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     sync = {"timeout_s": timeout_s, "checksum": checksum, "bucket_mib": 1}
-    return WeightSender(module, dict(enumerate(actors)), "127.0.0.1", port, RunConfig.model_validate({"sync": sync}))
+    return WeightSender(module, dict(enumerate(actors)), "127.0.0.1", RunConfig.model_validate({"sync": sync}))
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -118,16 +114,6 @@ class TestBroadcast:
         first.close()
         connected(module, actors).send(2)
         assert [version for version, _ in ray.get([a.state.remote() for a in actors])] == [2, 2]
-
-    def test_a_port_that_was_taken_meanwhile_does_no_harm(self) -> None:
-        """Engines that start beside it look for free ports too."""
-        actors = receivers("")
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port, config = taken.getsockname()[1], RunConfig.model_validate({"sync": {"bucket_mib": 1}})
-            WeightSender(model(), dict(enumerate(actors)), "127.0.0.1", port, config).send(4)
-        assert ray.get(actors[0].state.remote())[0] == 4
 
     def test_an_actor_with_other_bytes_is_named(self) -> None:
         sender = connected(model(), receivers("", "damages"))
@@ -261,6 +247,20 @@ def test_a_wire_that_broke_nobody_knows_why_is_blamed_on_those_who_have_not_answ
     with pytest.raises(WeightTransferError, match=r"^rollout actor 9, 2 did not take the weights$") as caught:
         line.blame()
     assert caught.value.actors == (2, 9)
+
+
+def test_a_wire_that_broke_before_anybody_was_asked_is_nobodys_fault() -> None:
+    ActorsClient({}, 1, timeout_s=0.2).blame()
+
+
+def test_those_who_answer_once_they_are_let_go_only_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = client(monkeypatch, {9: None, 4: "let go", 2: None})
+    late = line.late("take the weights", [2, 4, 9])
+    assert line.who_stays_late(late).actors == (2, 9)
+    alone = line.late("take the weights", [4])
+    assert line.who_stays_late(alone) is alone
+    everybody = client(monkeypatch, {4: "let go", 2: "let go"})
+    assert everybody.who_stays_late(late) is late
 
 
 def test_answers_come_in_the_actors_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ class Rank:
     def connect(self, actors: dict[int, Any], config: RunConfig) -> None:
         from learner import weight_sender
 
-        sender = weight_sender.WeightSender(self._module, actors, "", 0, config, self._rank)
+        sender = weight_sender.WeightSender(self._module, actors, "", config, self._rank)
         # A part holds few of the module's small parameters, and the largest fits.
         assert sender._engine.packed_buffer_size_bytes == 1 << 20
         sender._engine.packed_buffer_size_bytes = 800
