@@ -20,7 +20,7 @@ from orchestration import cluster
 from orchestration.learners import Learners
 from orchestration.replay_buffer import Taken
 from orchestration.replay_queue import ReplayQueue
-from orchestration.room import reserve, roles
+from orchestration.room import actor_role, learner_role, of_ranks_and_actors, reserve
 from orchestration.tickets import training_ticket
 
 SETTINGS: dict[str, Any] = {
@@ -83,14 +83,14 @@ def started(settings: dict[str, Any], learner_policy: Path, actor_policy: Path) 
     config = RunConfig.model_validate(settings)
     cluster.connect(config)
     try:
-        learner_role, actor_role = roles(config)
-        rank_rooms, actor_rooms = reserve(config)
+        of_rank, of_actor = learner_role(config), actor_role(config)
+        rank_rooms, actor_rooms = of_ranks_and_actors(reserve(config))
         remote_queue: Any = ray.remote(ReplayQueue)
         replay = remote_queue.options(name="replay queue", num_cpus=0).remote(config.queue)
-        of_ranks = [(config, str(learner_policy), i) for i in range(learner_role.count)]
-        of_actors = [(config, str(actor_policy), i, "replay queue") for i in range(actor_role.count)]
-        ranks = cluster.spawn(LearnerRank, learner_role, rank_rooms, cluster.learner_env(config), of_ranks)
-        actors = cluster.spawn(RolloutActor, actor_role, actor_rooms, cluster.engine_env(config), of_actors)
+        of_ranks = [(config, str(learner_policy), i) for i in range(of_rank.count)]
+        of_actors = [(config, str(actor_policy), i, "replay queue") for i in range(of_actor.count)]
+        ranks = cluster.spawn(LearnerRank, of_rank, rank_rooms, cluster.learner_env(config), of_ranks)
+        actors = cluster.spawn(RolloutActor, of_actor, actor_rooms, cluster.engine_env(config), of_actors)
         stack = Stack(config, learner_policy, replay, actors, Learners(config, ranks))
 
         async def connect() -> None:
