@@ -16,7 +16,6 @@ from configs.nodes import NodeLabels, NodeResources
 from configs.objectives import GrpoSettings
 from configs.samplers import ParallelSettings, SamplerSettings
 from configs.sharing import check_sharing
-from configs.transfer import check_transfer
 
 
 class StopSettings(Settings):
@@ -308,7 +307,12 @@ class RunConfig(Settings):
                 f"rollout.block_size ({self.rollout.block_size}) must be a multiple of 32 on CPUs "
                 "(rollout.gpus_per_actor is 0)"
             )
-        check_transfer(self)
+        if self.sync.backend == "nccl" and self.rollout.gpus_per_actor == 0:
+            raise ValueError(
+                "sync.backend is nccl but rollout.gpus_per_actor is 0: use auto or gloo, or give the actors GPUs"
+            )
+        if self.sync.checksum and self.transfer_backend != "gloo":
+            raise ValueError("sync.checksum works with sync.backend gloo only: vLLM's own transfers give no checksums")
         if isinstance(self.env, MathSettings) and 2 * self.env.grade_timeout_s >= self.rollout.env_timeout_s:
             raise ValueError(
                 f"env.grade_timeout_s ({self.env.grade_timeout_s:g}) must be below half of rollout.env_timeout_s "

@@ -53,7 +53,6 @@ def test_every_key_is_read_somewhere() -> None:
 
 
 WHOLE: dict[str, Any] = {"rollout": {"gpus_per_actor": 1}, "deepspeed": {"gpus_per_rank": 1}}
-IN_PARTS = WHOLE | {"rollout": {"gpus_per_actor": 1, "tensor_parallel": 2}}
 SHARING: dict[str, Any] = {
     "rollout": {"actors": 2, "gpus_per_actor": 0.5},
     "deepspeed": {"ranks": 2, "gpus_per_rank": 0.5},
@@ -149,15 +148,6 @@ SHARING: dict[str, Any] = {
             {"sync": {"checksum": True}, "rollout": {"gpus_per_actor": 1}, "deepspeed": {"gpus_per_rank": 1}},
             ("sync.checksum", "sync.backend"),
         ),
-        (
-            IN_PARTS | {"sync": {"backend": "gloo"}},
-            ("sync.backend gloo does not go with rollout.tensor_parallel (2)", "set sync.backend=auto"),
-        ),
-        (
-            IN_PARTS | {"sync": {"backend": "gloo", "checksum": True}},
-            ("sync.checksum", "rollout.tensor_parallel (2)", "sync.checksum=false"),
-        ),
-        (IN_PARTS | {"sync": {"checksum": True}}, ("sync.checksum", "rollout.tensor_parallel (2)")),
         ({"model": {"warmup": {"hidden": 64, "heads": 4}}}, ("hidden (64)", "heads (4)")),
         ({"grpo": {"overlong": {"buffer_tokens": 49}}}, ("buffer_tokens (49)", "tokens_per_turn (48)")),
         ({"checkpoint": {"best_by": "success", "every": 0}}, ("checkpoint.best_by (success)", "checkpoint.every")),
@@ -207,10 +197,6 @@ def test_on_cpus_they_take_turns_and_share_nothing_else() -> None:
 def test_a_gpu_has_some_memory(gib: float) -> None:
     with pytest.raises(ValidationError, match="gpu_memory_gib"):
         RunConfig.model_validate({"cluster": {"gpu_memory_gib": gib}})
-
-
-def test_the_parts_of_an_engine_get_weights_over_nccl() -> None:
-    assert RunConfig.model_validate(IN_PARTS).transfer_backend == "nccl"
 
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0.0, "gloo"), (1.0, "nccl")])
