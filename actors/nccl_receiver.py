@@ -77,7 +77,8 @@ def ended_by(store: dist.Store, group: Breakable) -> Iterator[None]:
     finally:
         done.set()
         watcher.join(END_S)
-    if broken.is_set():
+    # A broadcast may come to its end, with any bytes, because the sender has broken off, before the watcher has looked.
+    if broken.is_set() or _given_up(store):
         raise RuntimeError("the learner has broken the broadcast off, or died")
 
 
