@@ -72,7 +72,7 @@ class Dispatcher:
 
     def __init__(self, version: int) -> None:
         self.version = version
-        self.queue, self.wanted = "", frozenset[int]()
+        self.queue, self.wanted, self.taking = "", frozenset[int](), asyncio.Lock()
         self.stopped = False
         self.pivots = Pivots()
 
