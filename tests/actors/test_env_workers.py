@@ -289,9 +289,7 @@ async def test_two_hundred_faults_leave_neither_files_nor_processes_behind() -> 
         said += [(await neighbour.step(answer)).message for answer in ("b", "c")]
         assert said == await told(workers, "a", "b", "c")
         assert workers.replaced >= 40
-        async with asyncio.timeout(
-            20
-        ):  # those just killed are looked after a second later, or more
+        async with asyncio.timeout(20):  # those just killed are looked after a second later, or more
             while len(children()) > len(workers.process_ids):
                 await asyncio.sleep(0.1)
         assert len(children()) == len(workers.process_ids) <= 2

@@ -25,7 +25,7 @@ from envs.trajectory import Group, Ticket
 from learner.rank import LearnerRank
 from learner.update_sums import UpdateSums
 from orchestration import run, session
-from tests.chaos.faults import AT_BROADCAST, AT_QUEUE, AT_TICKET, Kind, read
+from tests.chaos.faults import AT_BROADCAST, AT_QUEUE, AT_TICKET, IN_ENV, Kind, read
 from tests.chaos.faulty_env import FAULTS, FOR_EVER_S, make, once
 
 TRAINED = "SESA_CHAOS_TRAINED"
@@ -45,7 +45,7 @@ class FaultyActor(RolloutActor):
 
     async def _sample_group(self, ticket: Ticket, sampler: Any) -> Group:
         for kind in (fault.kind for fault in self._at_tickets if fault.at == ticket.index):
-            if kind is Kind.POISON or (kind not in AT_QUEUE and once(f"{kind} {ticket.index}")):
+            if kind is Kind.POISON or (kind not in (*AT_QUEUE, *IN_ENV) and once(f"{kind} {ticket.index}")):
                 await self._fail(kind)
         return await super()._sample_group(ticket, sampler)
 

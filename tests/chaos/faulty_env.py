@@ -14,10 +14,9 @@ from envs.base import TextEnv
 from envs.math.grader import Grader
 from envs.registry import make_env
 from orchestration.tickets import training_ticket
-from tests.chaos.faults import Kind, read
+from tests.chaos.faults import IN_ENV, Kind, read
 
 FAULTS, DONE = "SESA_CHAOS_FAULTS", "SESA_CHAOS_DONE"
-AT_RESET = (Kind.ENV_RAISES, Kind.ENV_HANGS, Kind.ENV_EATS)
 FOR_EVER_S = 10_000
 RUN_SEED = 0
 
@@ -34,7 +33,7 @@ def once(name: str) -> bool:
 def make(settings: EnvSettings) -> TextEnv:
     """As `make_env`, but for what its `reset` and its `_act` do with the seeds of tickets that are to fail."""
     env: Any = make_env(settings)
-    faults = [fault for fault in read(Path(os.environ[FAULTS])) if fault.kind in (*AT_RESET, Kind.GRADER_HANGS)]
+    faults = [fault for fault in read(Path(os.environ[FAULTS])) if fault.kind in IN_ENV]
     kinds = {training_ticket(RUN_SEED, fault.at, settings.name).seed: fault.kind for fault in faults}
     if Kind.GRADER_HANGS in kinds.values():
         grader_that_is_up()  # its start is not for a call to wait for
@@ -42,7 +41,7 @@ def make(settings: EnvSettings) -> TextEnv:
 
     def reset(*, seed: int, **others: Any) -> Any:
         kind = kinds.get(seed)
-        if kind in AT_RESET and once(f"{kind} {seed}"):
+        if kind in IN_ENV and kind is not Kind.GRADER_HANGS and once(f"{kind} {seed}"):
             fail(kind)
         return whole(seed=seed, **others)
 

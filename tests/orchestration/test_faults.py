@@ -53,7 +53,7 @@ def test_tickets_that_go_wrong(small_policy: Path, tmp_path: Path) -> None:
     log = undergo(
         tmp_path, small_policy,
         Fault(Kind.ENV_RAISES, 2), Fault(Kind.ENV_HANGS, 5), Fault(Kind.ENV_EATS, 7), Fault(Kind.CORRUPT, 8),
-        Fault(Kind.GRADER_HANGS, 11),
+        Fault(Kind.GRADER_HANGS, 20),
     )  # fmt: skip
     tickets = reasons(tmp_path)
     assert [tickets[n][1] for n in (2, 5)] == [2, 2]
@@ -63,7 +63,7 @@ def test_tickets_that_go_wrong(small_policy: Path, tmp_path: Path) -> None:
     assert "samples again" not in log  # no actor was the worse for it
     lines = [json.loads(line) for line in (tmp_path / "ordeal/runs/it/metrics.jsonl").read_text().splitlines()]
     assert sum(line["replaced_env_workers"] for line in lines) >= 2  # of the one that hung and the one that ate memory
-    assert tickets[11][1] == 1  # an answer nobody could judge is no solution, no wrong one, and no reason to try again
+    assert tickets[20][1] == 1  # an answer nobody could judge is no solution, no wrong one, and no reason to try again
     assert sum(line["failed_episodes"] for line in lines) >= 1
 
 
@@ -88,14 +88,14 @@ def test_actors_that_die(small_policy: Path, tmp_path: Path) -> None:
 
 
 def test_broadcasts_that_break_and_a_full_disk(small_policy: Path, tmp_path: Path) -> None:
-    """Both actors are lost at the same version, one before the first bucket, one behind it; then one has no room for
-    the weights. A rank cannot write its part of a checkpoint."""
+    """Both actors are lost at the same version, one before the first bucket, one behind it; then the one that is back
+    first has no room for the weights. A rank cannot write its part of a checkpoint."""
     log = undergo(
         tmp_path, small_policy,
-        Fault(Kind.BROADCAST_EXIT, 2, 0), Fault(Kind.BROADCAST_HALF, 2, 1), Fault(Kind.BROADCAST_RAISES, 5, 1),
-        Fault(Kind.DISK_FULL, 3, 1),
+        Fault(Kind.BROADCAST_EXIT, 2, 0), Fault(Kind.BROADCAST_HALF, 2, 1), Fault(Kind.DISK_FULL, 3, 1),
+        *(Fault(Kind.BROADCAST_RAISES, 5, whom) for whom in range(ACTORS)),  # the same fault: it takes place once
     )  # fmt: skip
-    assert log.count("failed to take the weights") >= 3
+    assert re.search(r"rollout actor [01] failed to take the weights: .*no memory left for the weights", log)
     assert max(recoveries(log)) <= cold_start_s(log) + BESIDE_S
     [failed] = [line for line in log.splitlines() if "not written" in line]
     assert "checkpoint of update 4 not written: " in failed
