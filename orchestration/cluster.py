@@ -56,6 +56,7 @@ CPU_ENGINE_ENV = {
 # Ray's own limit of 1,000 is too low for the queue: behind as many groups that wait for room in it, the call that makes
 # room would never begin.
 CALLS_AT_ONCE = 1_000_000
+TASKS_LISTED = 10_000
 TELLING_S = 0.2  # a process takes milliseconds for its stacks
 END_S = 20.0  # for a worker of Ray to come up and kill a process
 # What a run on this machine alone opens, it opens to this machine alone.
@@ -90,6 +91,8 @@ def connect(config: RunConfig) -> str:
                     dashboard_port=config.cluster.dashboard_port,
                     object_store_memory=config.cluster.object_store_mib << 20,
                     runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+                    # What Ray keeps for its list of tasks: 3 KiB each, 330 MiB of the 100,000 that are its default.
+                    _system_config={"task_events_max_num_task_in_gcs": TASKS_LISTED},
                     **quiet,
                 )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

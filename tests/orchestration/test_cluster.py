@@ -172,6 +172,7 @@ def test_a_ray_of_our_own_listens_on_loopback(before: str | None, monkeypatch: p
     address = get_node_ip_address()
     asked = started(configured(), monkeypatch)
     assert (asked["address"], asked["dashboard_host"]) == ("local", "127.0.0.1")
+    assert asked["_system_config"] == {"task_events_max_num_task_in_gcs": 10_000}  # else Ray's memory grows for long
     assert (asked["node"], asked["variable"]) == ("127.0.0.1", "0")
     assert (get_node_ip_address(), os.environ.get(NO_CLUSTER)) == (address, before)
     for variables in (engine_env(configured()), learner_env(configured())):
