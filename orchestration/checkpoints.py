@@ -29,7 +29,7 @@ from orchestration.ledger import LedgerError, State
 from orchestration.metrics_table import UpdateMetrics
 from orchestration.nonfinite import NonfiniteGuard
 from orchestration.pivot_memory import PivotState
-from orchestration.queue_client import QueueClient
+from orchestration.queue_client import STARTED_AGAIN, QueueClient
 from orchestration.recorder import Recorder
 from orchestration.replay_buffer import QueueError
 from orchestration.run_folder import RunFolder
@@ -136,7 +136,7 @@ class Checkpoints:
         name, there = await self.replay.contents()
         if died := name != dispatcher.queue:
             dispatcher.book_lost(name, there)
-            self.say("warning: the replay queue died and was started again: the groups it held are sampled again")
+            self.say(f"warning: {STARTED_AGAIN}")
         return died
 
     async def _write(self, update: int, partial: Path, dispatcher: Dispatcher, recorder: Recorder) -> None:

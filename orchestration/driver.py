@@ -15,7 +15,7 @@ from orchestration.fleet import Fleet
 from orchestration.interrupt import Interrupt
 from orchestration.learners import Learners
 from orchestration.nonfinite import NonfiniteGuard
-from orchestration.queue_client import QueueClient
+from orchestration.queue_client import STARTED_AGAIN, QueueClient
 from orchestration.recorder import Recorder
 from orchestration.replay_buffer import Taken
 
@@ -73,7 +73,7 @@ class Driver:
         name, there = await self.replay.contents()
         there += [header.index for header in (*taken.fresh, *taken.stale)]
         self.dispatcher.book_lost(name, there, [taken.queue])
-        self.recorder.warn("the replay queue died and was started again: the groups it held are sampled again")
+        self.recorder.warn(STARTED_AGAIN)
 
     async def _learn(self, update: int, taken: Taken, payloads: ray.ObjectRef) -> UpdateSums:
         sums = await self.learners.update(payloads)

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from configs.schema import RunConfig
 from orchestration.replay_buffer import Depth, QueueError, Taken
 
+STARTED_AGAIN = "the replay queue died and was started again: the groups it held are sampled again"
 AGAIN_S = 0.2  # between calls of a queue that Ray is starting again
 
 
