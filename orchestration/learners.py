@@ -16,6 +16,7 @@ from configs.schema import RunConfig
 from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
 from learner.update_sums import UpdateSums, add_up
+from orchestration.answers import answer_in
 from orchestration.cluster import cause_of, end, end_process
 
 
@@ -59,9 +60,9 @@ class Learners:
 
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
-        address, port = await self._within("open a port", self._one(0, "meet"))
+        [(address, port)] = await self._within("open a port", self._one(0, "meet"))
         where = [self._one(rank, "__ray_call__", _place) for rank in range(self.count)]
-        self._places = await self._within("say where they are", asyncio.gather(*where))
+        self._places = await self._within("say where they are", *where)
         return int((await self._all("start", address, port))[0])
 
     async def update(self, payloads: ray.ObjectRef) -> UpdateSums:
@@ -115,8 +116,7 @@ class Learners:
             await self._ask_engines(method)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        calls = [self._one(i, method, *arguments) for i in range(self.count)]
-        return list(await self._within(method, asyncio.gather(*calls)))
+        return await self._within(method, *(self._one(i, method, *arguments) for i in range(self.count)))
 
     async def _one(self, rank: int, method: str, *arguments: Any) -> Any:
         try:
@@ -127,14 +127,17 @@ class Learners:
             kind = RankError if isinstance(error, RayTaskError) else LearnerError
             raise kind(f"learner rank {rank} failed in {method}: {cause_of(error)}") from error
 
-    async def _within(self, what: str, call: Awaitable[Any]) -> Any:
+    async def _within(self, what: str, *calls: Awaitable[Any]) -> list[Any]:
+        """What rank 0 and those after it answer, in that order. Raises LearnerError naming the ranks that are late."""
         limit_s = self._config.deepspeed.timeout_s
+        answers = [asyncio.ensure_future(call) for call in calls]
         try:
-            async with asyncio.timeout(limit_s):
-                return await call
+            return await answer_in(limit_s, asyncio.gather(*answers))
         except TimeoutError:
+            late = ", ".join(str(rank) for rank, answer in enumerate(answers) if not answer.done())
             raise LearnerError(
-                f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s)"
+                f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s): "
+                f"no answer of rank {late}"
             ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,11 +26,12 @@ class Rank:
     def __init__(self, log: list[str]) -> None:
         self._log = log
         self.error: Exception | None = None
+        self.seconds = 0.01
 
     def __getattr__(self, method: str) -> Any:
         async def answer(*_: Any) -> Any:
             self._log.append(method)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.seconds)
             if self.error is not None:
                 raise self.error
             self._log.append(f"{method} done")
@@ -93,3 +95,23 @@ async def test_what_a_living_rank_says_is_told_apart_from_its_death(monkeypatch:
     with pytest.raises(LearnerError, match=r"^learner rank 0 failed in save: The actor died: out of memory$") as died:
         await stage.learners.save("a folder")
     assert not isinstance(died.value, RankError)
+
+
+async def test_ranks_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestration.answers.MOMENT_S", 0.1)
+    ranks: Any = [Rank([]) for _ in range(3)]
+    ranks[0].seconds = ranks[2].seconds = 60.0
+    learners = Learners(RunConfig.model_validate({"deepspeed": {"timeout_s": 0.2}}), ranks)
+    said = r"^the learner's ranks did not save within 0\.2 s \(deepspeed\.timeout_s\): no answer of rank 0, 2$"
+    with pytest.raises(LearnerError, match=said):
+        await learners.save("a folder")
+
+
+async def test_answers_that_came_while_the_driver_stood_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestration.answers.MOMENT_S", 0.5)
+    ranks: Any = [Rank([]) for _ in range(2)]
+    learners = Learners(RunConfig.model_validate({"deepspeed": {"timeout_s": 0.1}}), ranks)
+    saving = asyncio.create_task(learners.save("a folder"))
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # longer than the limit, and than the ranks took
+    await saving
