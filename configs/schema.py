@@ -128,7 +128,9 @@ class RolloutSettings(Settings):
     max_attempts: PositiveInt = Field(3, description="tries of a ticket before it counts as failed")
     start_timeout_s: PositiveFloat = Field(180.0, description="start of an engine or an environment worker")
     hang_timeout_s: PositiveFloat = Field(
-        60.0, description="one engine step, or an actor's sign of life; what takes longer is ended and started again"
+        60.0,
+        description="one engine step, or a sign of life of an actor or the replay queue; "
+        "what takes longer is ended and started again",
     )
     max_restarts: int = Field(
         3, ge=0, description="starts of a rollout actor without a finished ticket between, after which it is given up"

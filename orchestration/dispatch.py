@@ -39,13 +39,11 @@ class Dispatcher:
         self._version = 0
         self._queued: set[int] = set()
         self._trained = 0
-        self._settled_since_batch = 0
-        self._rounds = 1
+        self._settled_since_batch, self._rounds = 0, 1
         self._changed = asyncio.Event()
         self._ahead: set[int] = set()
         self._error: BaseException | None = None
-        self._stopped = False
-        self._last_cause = ""
+        self._stopped, self._last_cause = False, ""
         self.sampled = Sampled()
         self.pivots = PivotMemory(config, fleet.tell)
         fleet.on_change = self._issue_more

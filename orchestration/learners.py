@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from actors.place import Place
+from actors.place import Place, place_of
 from configs.schema import RunConfig
 from learner.actors_client import WeightTransferError
 from learner.sync_times import SyncTimes
@@ -61,7 +61,7 @@ class Learners:
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
         [(address, port)] = await self._within("open a port", self._one(0, "meet"))
-        where = [self._one(rank, "__ray_call__", _place) for rank in range(self.count)]
+        where = [self._one(rank, "__ray_call__", place_of) for rank in range(self.count)]
         self._places = await self._within("say where they are", *where)
         return int((await self._all("start", address, port))[0])
 
@@ -139,8 +139,3 @@ class Learners:
                 f"the learner's ranks did not {what} within {limit_s:g} s (deepspeed.timeout_s): "
                 f"no answer of rank {late}"
             ) from None
-
-
-def _place(_: Any) -> Place:
-    """Run in a rank's process, which has no method for it."""
-    return Place.here()

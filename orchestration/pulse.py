@@ -1,14 +1,16 @@
-"""Every rollout actor has to give a sign of life in time, whatever its engine does."""
+"""Rollout actors and the replay queue have to give a sign of life in time, whatever else they do."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from ray.exceptions import RayActorError, RayError
 
+from actors.place import Place, place_of
 from orchestration.answers import answer_in
-from orchestration.cluster import cause_of
+from orchestration.cluster import cause_of, kill_process
 from orchestration.members import Member, Phase, Roster, in_phase
 
 # Of rollout.hang_timeout_s: an engine that hangs ends its process itself and leaves its stacks before it is ended.
@@ -36,3 +38,21 @@ async def _pulse(member: Member, limit_s: float, lose: Lose) -> None:
         lose(member, life, f"{member.name} gave no sign of life for {limit_s:g} s ({key})")
     except RayError as error:
         lose(member, life, f"{member.name}: {cause_of(error)}", dead=isinstance(error, RayActorError))
+
+
+async def queue_lives(replay: Any, hang_timeout_s: float, say: Callable[[str], None]) -> None:
+    """Until it is cancelled: a replay queue that is stuck or stopped is ended, and Ray starts another in its place."""
+    limit_s = PATIENCE * hang_timeout_s
+    place: Place | None = None  # of one that has answered: what is still coming up is given its time
+    while True:
+        try:
+            place = await answer_in(limit_s, replay.__ray_call__.remote(place_of))
+        except TimeoutError:
+            if place is not None:
+                key = f"{PATIENCE:g} x rollout.hang_timeout_s"
+                say(f"warning: the replay queue gave no sign of life for {limit_s:g} s ({key}); it is started again")
+                await asyncio.to_thread(kill_process, place.pid, place.began)  # it is on the driver's machine
+                place = None
+        except RayError:
+            place = None
+        await asyncio.sleep(hang_timeout_s / 4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 from configs.schema import QueueSettings
+from configs.watchdog import Watchdog
 from envs.codec import read_header
 from orchestration.replay_buffer import Depth, QueueError, ReplayBuffer, Taken
 
@@ -15,10 +17,11 @@ from orchestration.replay_buffer import Depth, QueueError, ReplayBuffer, Taken
 class ReplayQueue:
     """The buffer as an asyncio Ray actor: `put` waits for room (back-pressure), up to `queue.timeout_s`.
 
-    One that Ray starts again is empty and has another name, by which others find out.
+    One that Ray starts again is empty and has another name, by which others find out. stacks: for those of a stuck one.
     """
 
-    def __init__(self, settings: QueueSettings) -> None:
+    def __init__(self, settings: QueueSettings, stacks: str = "") -> None:
+        self._watchdog = Watchdog(Path(stacks) / "replay-queue.txt") if stacks else None
         self._settings, self._name, self._era = settings, uuid4().hex, 0
         self._buffer = ReplayBuffer(settings.max_groups, settings.max_mib << 20)
         self._room = asyncio.Condition()

@@ -30,6 +30,7 @@ from orchestration.interrupt import Interrupt
 from orchestration.learners import LearnerError, Learners
 from orchestration.ledger import LedgerError
 from orchestration.policy import PolicyError, ensure_policy, policy_digest
+from orchestration.pulse import queue_lives
 from orchestration.queue_client import QueueClient
 from orchestration.replay_buffer import QueueError
 from orchestration.replay_queue import ReplayQueue
@@ -122,7 +123,7 @@ def spawn_processes(config: RunConfig, policy: str, rooms: Sequence[Sequence[Roo
     learner_role, actor_role = room.learner_role(config), room.actor_role(config)
     of_ranks, of_actors = room.of_ranks_and_actors(rooms)
     queue = f"replay queue ({os.getpid()})"
-    replay = cluster.spawn_beside_driver(ReplayQueue, queue, config.queue)
+    replay = cluster.spawn_beside_driver(ReplayQueue, queue, config.queue, stacks)
     lives = itertools.count()
     new_rooms = room.NewRooms(actor_role, grows=config.cluster.grows)
 
@@ -162,6 +163,7 @@ async def _run(
         learners.takes_turns_with(fleet.ask_all)
     elastic = Elastic(config, folder.path, fleet, processes.new_actor, console.say, processes.enough)
     fleet.look_after(Watchdog(folder.stacks / "driver.txt").look_after_loop(config.run.hang_timeout_s))
+    fleet.look_after(queue_lives(processes.replay, config.rollout.hang_timeout_s, console.say))
     try:
         with interrupt.heard():
             before = await _bring_up(config, fleet, learners, console, resume)

@@ -38,7 +38,7 @@ RECOVERIES = {
     "rollout actor": r"samples again, (\d+) s after its fault",
     "learner": r"the learner is up again after (\d+) s",
 }
-STOPS = (Kind.STOP_ACTOR, Kind.STOP_RANK)
+STOPS = (Kind.STOP_ACTOR, Kind.STOP_RANK, Kind.STOP_QUEUE)
 SLOW_S, STOPPED_OF_TEN = 6.0, 9  # how long an actor is slow, and how many tenths of the time it stands still
 
 
@@ -128,6 +128,7 @@ def inflict(fault: Fault, driver: int, run: Path) -> bool:
         return True
     pid = {
         Kind.KILL_QUEUE: lambda: _process(driver, "ReplayQueue", 0),
+        Kind.STOP_QUEUE: lambda: _process(driver, "ReplayQueue", 0),
         Kind.KILL_RANK: lambda: _process(driver, "RecordingRank", fault.whom),
         Kind.STOP_RANK: lambda: _process(driver, "RecordingRank", fault.whom),
     }.get(fault.kind, lambda: _actor(run, fault.whom))()

@@ -130,6 +130,13 @@ def test_the_queue_dies(small_policy: Path, tmp_path: Path) -> None:
     assert "the replay queue died and was started again" in log
 
 
+def test_the_queue_is_stopped(small_policy: Path, tmp_path: Path) -> None:
+    """Alive and silent: it is found by its missing sign of life, long before anyone's wait for it ends."""
+    log = undergo(tmp_path, small_policy, Fault(Kind.STOP_QUEUE, 3), settings=("queue.timeout_s=300",))
+    assert "the replay queue gave no sign of life for 9 s (1.5 x rollout.hang_timeout_s)" in log
+    assert "the replay queue died and was started again" in log
+
+
 def test_a_learner_rank_dies(small_policy: Path, tmp_path: Path) -> None:
     """The run goes back to its last checkpoint by itself, with the engines it has."""
     log = undergo(tmp_path, small_policy, Fault(Kind.KILL_RANK, 3, 1), Fault(Kind.KILL_RANK, 6, 0))
