@@ -15,13 +15,16 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from envs.worker_messages import PREFIX, BadMessage, length_of
+from actors.stuck import stuck_in
+from envs.worker_messages import PREFIX, TELL, BadMessage, length_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = "envs.worker"
 READ_BYTES = 65536
 # An ended process closes its socket shortly before it can be waited for.
 FATE_CHECKS, FATE_CHECK_S = 100, 0.01
+# How long one that is stuck has to say where, and how long a pause means that it has.
+TELL_CHECKS, TELL_CHECK_S = 20, 0.01
 # The cores and GPUs are the engine's: one thread is enough for an environment. The hash seed is fixed, so that an
 # episode that goes on in another worker goes through sets in the same order.
 DEFAULTS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -95,6 +98,26 @@ class EnvProcess:
                 return _fate(ended)
             await asyncio.sleep(FATE_CHECK_S)
         return "closed its connection to the actor"
+
+    async def stuck_in(self) -> str:
+        """Where one that gave no answer is, as `stuck_in` puts it; it is of no use any more, and to be killed."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket)
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(self._child.pid, TELL)
+        written = b""
+        for _ in range(TELL_CHECKS):
+            await asyncio.sleep(TELL_CHECK_S)
+            try:
+                part = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
+                part = b""
+            except OSError:
+                break
+            written += part
+            if written and not part:
+                break
+        return stuck_in(written)
 
     def kill(self) -> None:
         """Kill it and all it has started, and wait for none of them."""

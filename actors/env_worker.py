@@ -76,8 +76,9 @@ class EnvWorker:
                 cause = f"ran out of memory (rollout.env_memory_mib: {limits.env_memory_mib}); its worker was replaced"
             except TimeoutError:
                 self.hung += 1
+                where = await self._killed_in(process)
                 self._replace()
-                raise CallFailed(hung(limits.env_timeout_s)) from None
+                raise CallFailed(hung(limits.env_timeout_s, where)) from None
             except Ended:
                 cause = (
                     f"took its worker down, which {await process.fate()} "
@@ -108,7 +109,8 @@ class EnvWorker:
                 return
             cause = f"making an environment there raised {reply.value}"
         except TimeoutError:
-            cause = f"it was not up within {limit_s:g} s (rollout.start_timeout_s)"
+            where = await self._killed_in(process)
+            cause = f"it was not up within {limit_s:g} s (rollout.start_timeout_s) and was killed{where}"
         except Ended:
             cause = f"its process {await process.fate()}; the actor's log may say why"
         except BadMessage as bad:
@@ -123,6 +125,13 @@ class EnvWorker:
         with suppress(CallFailed):
             self.start()
 
+    async def _killed_in(self, process: EnvProcess) -> str:
+        """Where one that gave no answer was stuck."""
+        try:
+            return await process.stuck_in()
+        finally:  # also where nobody waits for it any more
+            self._kill()
+
     def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -136,6 +145,6 @@ class EnvWorker:
         self._killed = [process for process in self._killed if not process.is_gone()]
 
 
-def hung(limit_s: float) -> str:
-    """What a call came to that took too long."""
-    return f"did not answer within {limit_s:g} s (rollout.env_timeout_s); its worker was killed"
+def hung(limit_s: float, where: str = "") -> str:
+    """What a call came to that took too long. where: as `stuck_in` has it."""
+    return f"did not answer within {limit_s:g} s (rollout.env_timeout_s); its worker was killed{where}"

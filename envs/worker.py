@@ -9,6 +9,7 @@ Until the first environment is asked for nothing of the project is imported but 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import resource
@@ -19,7 +20,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from envs.worker_episodes import Episodes
-from envs.worker_messages import DONE, NO_MEMORY, PREFIX, RAISED, Reply, length_of, read_call, reply_bytes, said_of
+from envs.worker_messages import (
+    DONE,
+    NO_MEMORY,
+    PREFIX,
+    RAISED,
+    TELL,
+    Reply,
+    length_of,
+    read_call,
+    reply_bytes,
+    said_of,
+)
 
 PR_SET_PDEATHSIG = 1
 NO_MEMORY_REPLY = reply_bytes(Reply(NO_MEMORY, None))
@@ -32,6 +44,8 @@ def main(actor_pid: int, memory_mib: int) -> None:
     with suppress(OSError):  # a system short of memory takes a worker, not its actor with the engine
         Path("/proc/self/oom_score_adj").write_text("1000")
     with private_channel() as actor, suppress(ConnectionError):
+        # A call that hangs has no answer: what comes instead is where it is, and then the process is killed.
+        faulthandler.register(TELL, file=actor.fileno(), all_threads=False)
         if (episodes := greeted(actor)) is not None:
             limit_memory(memory_mib)
             while (message := received(actor)) is not None:

@@ -5,6 +5,7 @@ A worker runs code that anybody may have written: all the actor makes of its ans
 
 from __future__ import annotations
 
+import signal
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ LONGEST_MESSAGE = 2**24
 PREFIX = struct.Struct("<I")
 _MOST_SAID = 500
 
+TELL = signal.SIGUSR1  # makes a worker say where it is, not as a message
 # What kind of reply it is: done; the environment raised; it ran out of memory, and the worker has ended.
 DONE, RAISED, NO_MEMORY = "done", "raised", "no memory"
 

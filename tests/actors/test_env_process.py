@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,24 @@ def test_a_worker_ends_with_its_actor_whatever_it_is_doing(answer: str, tmp_path
     assert until(lambda: is_gone(worker))
     if answer == "linger":
         os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+async def test_a_worker_that_hangs_says_where_once(process: EnvProcess) -> None:
+    state = (await begin(process)).state
+    with pytest.raises(TimeoutError):
+        await step(process, state, "hold 600", limit_s=0.5)
+    assert re.fullmatch(r" in _hold \(hostile.py:\d+\) < step \(hostile.py:\d+\)", await process.stuck_in())
+
+
+@pytest.mark.parametrize("silence", [signal.SIGSTOP, signal.SIGKILL])
+async def test_a_worker_that_cannot_say_where_it_is_costs_a_moment(
+    process: EnvProcess, silence: signal.Signals
+) -> None:
+    await begin(process)
+    os.kill(process.process_id, silence)
+    began = time.monotonic()
+    assert await process.stuck_in() == ""
+    assert time.monotonic() - began < 5
 
 
 async def test_killing_a_worker_kills_what_it_has_started(process: EnvProcess, tmp_path: Path) -> None:

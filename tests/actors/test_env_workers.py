@@ -76,8 +76,10 @@ FAULTS = {
     "huge 17000000": r"hostile raised ValueError: a message of \d+ bytes, at most 16777216 can be sent",
 }
 DEADLY = {
-    "sleep 600": r"hostile did not answer within 3 s \(rollout.env_timeout_s\); its worker was killed",
-    "hold 600": r"hostile did not answer within 3 s \(rollout.env_timeout_s\); its worker was killed",
+    "sleep 600": r"hostile did not answer within 3 s \(rollout.env_timeout_s\); its worker was killed"
+    r" in _sleep \(hostile.py:\d+\) < step \(hostile.py:\d+\)$",
+    "hold 600": r"hostile did not answer within 3 s \(rollout.env_timeout_s\); its worker was killed"
+    r" in _hold \(hostile.py:\d+\) < step \(hostile.py:\d+\)$",
     "eat": r"hostile ran out of memory \(rollout.env_memory_mib: 256\); its worker was replaced",
     "exit 3": r"hostile took its worker down, which ended itself with exit code 3 \(rollout.env_memory_mib: 256\)",
     "exit 0": r"hostile took its worker down, which ended itself with exit code 0 \(rollout.env_memory_mib: 256\)",
@@ -230,7 +232,7 @@ async def test_hung_calls_starve_nobody() -> None:
     [
         (NoMap, r"has no worker: making an environment there raised OSError: no such map"),
         (EndsAtOnce, r"has no worker: its process ended itself with exit code 4; the actor's log may say why"),
-        (NeverMade, r"has no worker: it was not up within 0.5 s \(rollout.start_timeout_s\)"),
+        (NeverMade, r"has no worker: it was not up within 0.5 s \(rollout.start_timeout_s\) and was killed"),
     ],
 )
 async def test_an_environment_that_cannot_be_made_says_why_each_time(make: type[Hostile], cause: str) -> None:
