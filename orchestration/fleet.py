@@ -322,10 +322,10 @@ class Fleet:
             self.roster.set_load(member, 0)
             self.roster.move(member, Phase.UP)
             member.life = life + 1
-            if life:
-                self._say(
-                    f"{member.name} samples again, {time.monotonic() - member.since:.0f} s after its fault ({self})"
-                )
+            if member.since:
+                seconds = f"{time.monotonic() - member.since:.0f} s"
+                what = f"samples again, {seconds} after its fault" if life else f"samples, {seconds} after it was added"
+                self._say(f"{member.name} {what} ({self})")
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from orchestration.members import Member, Phase, Roster, in_phase
 
 # Of rollout.hang_timeout_s: an engine that hangs ends its process itself and leaves its stacks before it is ended.
 PATIENCE = 1.5
+AGAIN_S = 0.2  # between calls of a queue that Ray is starting again
 
 
 class Lose(Protocol):
@@ -44,15 +46,20 @@ async def queue_lives(replay: Any, hang_timeout_s: float, say: Callable[[str], N
     """Until it is cancelled: a replay queue that is stuck or stopped is ended, and Ray starts another in its place."""
     limit_s = PATIENCE * hang_timeout_s
     place: Place | None = None  # of one that has answered: what is still coming up is given its time
+    since = 0.0  # its fault was noticed; 0: there is none
     while True:
         try:
             place = await answer_in(limit_s, replay.__ray_call__.remote(place_of))
+            if since:
+                say(f"the replay queue answers again, {time.monotonic() - since:.0f} s after its fault")
+            since = 0.0
         except TimeoutError:
             if place is not None:
                 key = f"{PATIENCE:g} x rollout.hang_timeout_s"
                 say(f"warning: the replay queue gave no sign of life for {limit_s:g} s ({key}); it is started again")
                 await asyncio.to_thread(kill_process, place.pid, place.began)  # it is on the driver's machine
-                place = None
+                place, since = None, time.monotonic()
         except RayError:
+            since = since or (time.monotonic() if place else 0.0)
             place = None
-        await asyncio.sleep(hang_timeout_s / 4)
+        await asyncio.sleep(AGAIN_S if since else hang_timeout_s / 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -129,7 +130,9 @@ def test_a_node_leaves_and_another_one_joins(small_policy: Path, tmp_path: Path)
             wait_for(run, lambda state: state.up == 2)
             wait_for_updates(run, 2)
             assert not failed(run)
-            assert "the replay queue died" not in (tmp_path / "log").read_text(errors="replace")
+            log = (tmp_path / "log").read_text(errors="replace")
+            assert re.search(r"rollout actor 2 samples, \d+ s after it was added", log)
+            assert "the replay queue died" not in log
     finally:
         cluster.shutdown()
 

@@ -128,12 +128,14 @@ def test_an_actor_that_is_stopped_and_one_that_is_slow(small_policy: Path, tmp_p
 def test_the_queue_dies(small_policy: Path, tmp_path: Path) -> None:
     log = undergo(tmp_path, small_policy, Fault(Kind.KILL_QUEUE, 2), Fault(Kind.KILL_QUEUE, 5))
     assert "the replay queue died and was started again" in log
+    assert log.count("the replay queue answers again, ") == 2
 
 
 def test_the_queue_is_stopped(small_policy: Path, tmp_path: Path) -> None:
     """Alive and silent: it is found by its missing sign of life, long before anyone's wait for it ends."""
     log = undergo(tmp_path, small_policy, Fault(Kind.STOP_QUEUE, 3), settings=("queue.timeout_s=300",))
     assert "the replay queue gave no sign of life for 9 s (1.5 x rollout.hang_timeout_s)" in log
+    assert "the replay queue answers again, " in log
     assert "the replay queue died and was started again" in log
 
 

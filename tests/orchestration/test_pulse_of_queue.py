@@ -25,6 +25,7 @@ class Looked:
         self._signs, self._all = iter(signs), asyncio.Event()
         monkeypatch.setattr(pulse, "kill_process", lambda *process: self.killed.append(process))
         monkeypatch.setattr(answers, "MOMENT_S", 0.01)
+        monkeypatch.setattr(pulse, "AGAIN_S", 0.01)
 
     async def go(self) -> None:
         handle = SimpleNamespace(__ray_call__=SimpleNamespace(remote=self._sign))
@@ -65,3 +66,15 @@ async def test_the_queue_that_hangs_after_another_one_is_ended_too(monkeypatch: 
     looked = Looked(monkeypatch, HERE, None, HERE, None)
     await looked.go()
     assert looked.killed == [(HERE.pid, HERE.began)] * 2
+
+
+@pytest.mark.parametrize("fault", [None, RayActorError(error_msg="The actor died: out of memory")])
+async def test_a_queue_that_answers_again_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, fault: RayActorError | None
+) -> None:
+    starting = RayActorError(error_msg="The actor is being started")
+    looked = Looked(monkeypatch, HERE, fault, starting, starting, HERE, HERE)
+    await looked.go()
+    assert [line for line in looked.said if "warning" not in line] == [
+        "the replay queue answers again, 0 s after its fault"
+    ]
