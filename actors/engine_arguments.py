@@ -17,6 +17,9 @@ def engine_arguments(config: RunConfig, policy: str, index: int) -> dict[str, An
     memory: dict[str, Any] = (
         {
             "gpu_memory_utilization": rollout.gpu_memory_share,
+            # On GPUs vLLM begins a step before the one before it has been read; tokens of a step that is still out when
+            # weights come would be booked to the wrong version but for what a call of vLLM's does besides.
+            "async_scheduling": False,
             "tensor_parallel_size": rollout.tensor_parallel,
             # In a placement group vLLM would start Ray actors for the parts, in bundles of one GPU each.
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",

@@ -52,8 +52,12 @@ def check_sharing(config: RunConfig) -> None:
 
 
 def need_whole_gpus(config: RunConfig, actors: int) -> bool:
-    """Whether so many engines have to have GPUs of their own and ask for less."""
-    return actors > 1 and 0 < config.rollout.gpus_per_actor < 1 and config.transfer_backend == "nccl"
+    """Whether so many engines have to have GPUs of their own and ask for less.
+
+    NCCL joins no two on one, and over gloo either would take what the other one needs for its own while both start.
+    """
+    apart = not config.cluster.colocated
+    return apart and actors > 1 and 0 < config.rollout.gpus_per_actor < 1
 
 
 def _check_apart(config: RunConfig) -> None:
@@ -68,6 +72,6 @@ def _check_apart(config: RunConfig) -> None:
     key = "rollout.actors" if most == rollout.actors else "rollout.max_actors"
     if need_whole_gpus(config, most):
         raise ValueError(
-            f"{key} ({most}) with rollout.gpus_per_actor ({rollout.gpus_per_actor:g}): NCCL takes no two engines on "
-            f"one GPU: set rollout.gpus_per_actor=1, or {key}=1"
+            f"{key} ({most}) with rollout.gpus_per_actor ({rollout.gpus_per_actor:g}): no two engines can be on one "
+            f"GPU: set rollout.gpus_per_actor=1, or {key}=1"
         )

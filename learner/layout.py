@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,19 +26,30 @@ class Piece:
     prefix: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """Pieces that attend together: (pieces, length) queries on (pieces, prefix + length) keys.
 
     queries, keys: (pieces * length,) and (pieces * (prefix + length),) places in the sequence; behind a piece's end its
-    last token stands in. mask: (length, prefix + length), what a query sees; None where that is plainly causal.
+    last token stands in.
     """
 
     pieces: int
     length: int
+    prefix: int
     queries: Tensor
     keys: Tensor
-    mask: Tensor | None
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(length, prefix + length), what a query sees; None where that is plainly causal.
+
+        Made when it is first asked for: the flash kernel needs none, and of long rows they are gigabytes an update.
+        """
+        if not self.prefix:
+            return None
+        shape = (self.length, self.prefix + self.length)
+        return torch.ones(shape, dtype=torch.bool, device=self.queries.device).tril(self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +108,9 @@ def _padding(run: Sequence[Piece]) -> float:
 
 def _chunk(run: Sequence[Piece], device: torch.device) -> Chunk:
     length, prefix = max(p.length for p in run), run[0].prefix
-    sees = torch.ones(length, prefix + length, dtype=torch.bool, device=device).tril(prefix) if prefix else None
     keys = torch.cat([_places(p, length) for p in run]).to(device)
     queries = torch.cat([_places(p, length)[prefix:] for p in run]).to(device)
-    return Chunk(len(run), length, queries, keys, sees)
+    return Chunk(len(run), length, prefix, queries, keys)
 
 
 def _places(piece: Piece, length: int) -> Tensor:

@@ -1,7 +1,4 @@
-"""One ZeRO-3 rank as a Ray actor: decodes the batch, takes its share of micro-batches, steps, sends weights.
-
-Every rank gets the whole batch and plans all shares alike, so T_stream and the number of forwards need no messages.
-"""
+"""One ZeRO-3 rank as a Ray actor: decodes the whole batch, takes its share of it, steps, sends weights."""
 
 from __future__ import annotations
 
@@ -100,6 +97,7 @@ class LearnerRank:
         from learner.checkpoint import save_state
 
         save_state(self._engine, folder, self.version)
+        leave_gpu(self._engine, self._config)
 
     @watched
     def load(self, folder: str) -> int:
@@ -117,6 +115,7 @@ class LearnerRank:
 
         dtype = getattr(torch, self._config.model.dtype)
         export_policy(self._engine.module, Path(folder), self._policy, dtype, writes=self._rank == 0)
+        leave_gpu(self._engine, self._config)
 
     def _rows(self, payloads: Sequence[bytes]) -> list[TrainingRow]:
         rows = training_rows([decode_group(data) for data in payloads], self._config)

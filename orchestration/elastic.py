@@ -104,7 +104,7 @@ class Elastic:
         if self._config.shares_gpus:
             why = "every learner rank has its engine (cluster.colocated)"
         elif need_whole_gpus(self._config, wish.actors):
-            why = "NCCL takes no two engines on one GPU (rollout.gpus_per_actor)"
+            why = "no two engines can be on one GPU (rollout.gpus_per_actor)"
         if why:
             self._say(f"warning: {self._wish}: {why}: it is not followed")
             return

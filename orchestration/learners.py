@@ -54,16 +54,17 @@ class Learners:
         """Go on with new processes, which `load` has to follow; the old ones are ended, stopped and stuck ones too."""
         old, places = self._ranks, self._places
         end(old)
-        self._ranks, self._places, self._turn = ranks, [], asyncio.Lock()
+        self._ranks, self._places = ranks, []
         killing = [end_process(rank, place) for rank, place in zip(old, places, strict=False)]
         await asyncio.gather(self.start(), *killing)  # side by side: the new ones wait for the room of the old
 
     async def start(self) -> int:
         """Bring the ranks together; returns the policy's number of parameters."""
-        [(address, port)] = await self._within("open a port", self._one(0, "meet"))
-        where = [self._one(rank, "__ray_call__", place_of) for rank in range(self.count)]
-        self._places = await self._within("say where they are", *where)
-        return int((await self._all("start", address, port))[0])
+        async with self._turn:
+            [(address, port)] = await self._within("open a port", self._one(0, "meet"))
+            where = [self._one(rank, "__ray_call__", place_of) for rank in range(self.count)]
+            self._places = await self._within("say where they are", *where)
+            return int((await self._all("start", address, port))[0])
 
     async def update(self, payloads: ray.ObjectRef) -> UpdateSums:
         """One update on a batch of encoded groups; the batch itself does not pass through the driver."""

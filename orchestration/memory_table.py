@@ -38,6 +38,15 @@ def memory_problems(config: RunConfig) -> list[str]:
     return [*_parts(config, shape), *(_refusal(need) for need in (*found.floors, *found.needs) if not need.fits)]
 
 
+def not_checked(config: RunConfig) -> list[str]:
+    """What `memory_problems` would have to know the model's shape for; one line each."""
+    try:
+        shape_of(config)
+    except ShapeError:
+        return list(_unchecked(config))
+    return []
+
+
 def _unchecked(config: RunConfig) -> Iterator[str]:
     if (parts := config.rollout.tensor_parallel) > 1:
         yield f"whether rollout.tensor_parallel ({parts}) divides the model is not checked: engines will say so"

@@ -90,9 +90,14 @@ def _dry_run(config: RunConfig) -> int:
 
 def _check_start(config: RunConfig) -> None:
     """Raises ConfigError for what cannot run, before anything is started."""
-    from orchestration.memory_table import memory_problems
+    from orchestration.memory_table import memory_problems, not_checked
+    from orchestration.shapes import look_up
 
+    if config.rollout.tensor_parallel > 1 or config.cluster.gpu_memory_gib is not None:
+        look_up(config)
     _refuse(memory_problems(config))
+    for line in not_checked(config):
+        print(f"warning: {line}")
     # Processes on GPUs would say so one by one, and minutes later.
     _refuse(_without_nccl(config))
 

@@ -72,8 +72,8 @@ def _check_free(run: Path, wanted: int) -> None:
         )
     if need_whole_gpus(config, wanted):
         raise ScaleError(
-            f"{run}: actors={wanted} with rollout.gpus_per_actor ({config.rollout.gpus_per_actor:g}): NCCL takes no "
-            "two engines on one GPU: set rollout.gpus_per_actor=1, with --resume"
+            f"{run}: actors={wanted} with rollout.gpus_per_actor ({config.rollout.gpus_per_actor:g}): no two "
+            "engines can be on one GPU: set rollout.gpus_per_actor=1, with --resume"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 class ShapeError(ValueError):
     """The model's shape cannot be known; says why."""
+
+
+class NotHereError(ShapeError):
+    """The model has a hub id, and was never downloaded on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,23 @@ def shape_of(config: RunConfig) -> ModelShape:
         return KNOWN[path]
     if (cached := _in_cache(path)) is not None:
         return shape_in(cached)
-    raise ShapeError(f"model.path: {path} is not on this machine: give a folder that holds its config.json")
+    raise NotHereError(f"model.path: {path} is not on this machine: give a folder that holds its config.json")
+
+
+def look_up(config: RunConfig) -> None:
+    """Download the config.json that `shape_of` misses into Hugging Face's cache, where engines and ranks look too.
+
+    Where it cannot be had everything stays as it is; without a network that takes half a minute.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        shape_of(config)
+    except NotHereError:
+        with suppress(OSError, ValueError):
+            hf_hub_download(str(config.model.path), "config.json")
+    except ShapeError:
+        return
 
 
 def _in_cache(model: str) -> Path | None:

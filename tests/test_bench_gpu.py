@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from tests.bench.__main__ import keep, show
 from tests.bench.gpu import SHAPES, Shape, measure_size
 from tests.learner.ranks import local_ray
 
@@ -29,3 +33,15 @@ def test_the_way_through_the_learner() -> None:
     speed, flops = figures["64"]["tokens_per_s"], TINY.flops(64, 0.5)
     assert speed > 0
     assert figures["64"]["model_flops_utilisation"] == pytest.approx(speed * flops / 1e12, rel=1e-2)
+
+
+@pytest.mark.parametrize("peak", [989.0, None])
+def test_its_figures_are_kept_and_shown(peak: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name, and of a device without a known peak no share of it."""
+    figures = {"device": "NVIDIA H200", "peak_tflops": peak, "0.5B": {"512": {"model_flops_utilisation": peak}}}
+    keep(tmp_path / "bench.json", "gpu", figures)
+    assert json.loads((tmp_path / "bench.json").read_text())["gpu"].items() >= figures.items()
+    show(figures, "")
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if len(line) > 40] == [
+        "H200", str(peak), str(peak)
+    ]  # fmt: skip

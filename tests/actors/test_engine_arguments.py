@@ -16,7 +16,10 @@ BESIDE_A_RANK: dict[str, Any] = {
     "deepspeed": {"gpus_per_rank": 0.5, "ranks": 1},
     "cluster": {"colocated": True},
 }
-ONLY_ON_GPUS = {"gpu_memory_utilization", "tensor_parallel_size", "distributed_executor_backend", "enable_sleep_mode"}
+ONLY_ON_GPUS = {
+    "gpu_memory_utilization", "tensor_parallel_size", "distributed_executor_backend", "enable_sleep_mode",
+    "async_scheduling",
+}  # fmt: skip
 ONLY_ON_CPUS = {"kv_cache_memory_bytes", "enable_chunked_prefill"}
 
 
@@ -39,6 +42,7 @@ def test_an_engine_on_a_gpu() -> None:
     assert made["gpu_memory_utilization"] == 0.75
     assert (made["tensor_parallel_size"], made["distributed_executor_backend"]) == (1, "uni")
     assert made["enable_sleep_mode"] is False
+    assert made["async_scheduling"] is False  # or a step is still out when weights come
     assert not ONLY_ON_CPUS & made.keys()
 
 

@@ -38,8 +38,8 @@ def main() -> None:
         began = time.monotonic()
         figures = importlib.import_module(f"tests.bench.{part}").measure(arguments.rounds)
         print(f"{part} ({time.monotonic() - began:.0f} s)")
+        keep(arguments.json, part, figures | {"rounds": arguments.rounds})  # first: they may have taken hours
         show(figures, "  ")
-        keep(arguments.json, part, figures | {"rounds": arguments.rounds})
 
 
 def show(figures: dict[str, Any], indent: str) -> None:
@@ -48,7 +48,8 @@ def show(figures: dict[str, Any], indent: str) -> None:
             print(f"{indent}{name}", flush=True)
             show(value, indent + "  ")
         else:
-            print(f"{indent}{name:{40 - len(indent)}} {value:>14,}", flush=True)
+            told = f"{value:,}" if isinstance(value, int | float) else str(value)
+            print(f"{indent}{name:{40 - len(indent)}} {told:>14}", flush=True)
 
 
 def keep(path: Path, part: str, figures: dict[str, Any]) -> None:

@@ -20,8 +20,12 @@ from learner.rows import TrainingRow
 from tests.bench.rounds import rounded
 from tests.learner.ranks import Ranks, local_ray, settings
 
-# Dense bfloat16 peak of a device, FLOP/s, by a part of its name (the makers' data sheets).
-PEAKS: Mapping[str, float] = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+# Dense bfloat16 peak of a device, FLOP/s, by its whole name (the makers' data sheets); of others there is no share.
+PEAKS: Mapping[str, float] = {
+    "NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12,
+}  # fmt: skip
 TOKENS_AN_UPDATE = 65_536
 TOKENS_A_MICRO_BATCH = 16_384
 
@@ -58,7 +62,7 @@ SHAPES: Mapping[str, Shape] = {
     "0.5B": Shape(896, 4864, 24, 14, 2, 151_936),
     "1.5B": Shape(1536, 8960, 28, 12, 2, 151_936),
 }
-LENGTHS = (1024, 4096)
+LENGTHS = (512, 2048, 8192)
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def measure(rounds: int) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise SystemExit("bench: the part `gpu` needs a CUDA device, and there is none here")
     name = torch.cuda.get_device_name()
-    peak = next((flops for part, flops in PEAKS.items() if part in name), None)
+    peak = PEAKS.get(name)
     with local_ray():
         found = {size: measure_size(shape, LENGTHS, rounds, peak, on_gpu=True) for size, shape in SHAPES.items()}
     return {"device": name, "peak_tflops": peak and peak / 1e12, **found}

@@ -108,7 +108,16 @@ SHARING: dict[str, Any] = {
         ),
         (
             WHOLE | {"rollout": {"actors": 8, "gpus_per_actor": 0.5}},
-            ("rollout.actors (8)", "rollout.gpus_per_actor (0.5)", "no two engines on one GPU", "gpus_per_actor=1"),
+            (
+                "rollout.actors (8)",
+                "rollout.gpus_per_actor (0.5)",
+                "no two engines can be on one GPU",
+                "gpus_per_actor=1",
+            ),
+        ),
+        (
+            WHOLE | {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "sync": {"backend": "gloo"}},
+            ("rollout.actors (2)", "rollout.gpus_per_actor (0.5)"),  # both measure what is free while they start
         ),
         (
             WHOLE | {"rollout": {"actors": 1, "max_actors": 3, "gpus_per_actor": 0.5}},
@@ -180,11 +189,10 @@ def test_an_engine_and_a_rank_share_a_gpu_where_it_is_said() -> None:
     "settings",
     [
         {"rollout": {"actors": 1, "gpus_per_actor": 0.5}},
-        {"rollout": {"actors": 2, "gpus_per_actor": 0.5}, "sync": {"backend": "gloo"}},
         {"deepspeed": {"ranks": 1, "gpus_per_rank": 0.5}},
     ],
 )
-def test_part_of_a_gpu_is_for_what_nccl_does_not_join_there(settings: dict[str, Any]) -> None:
+def test_part_of_a_gpu_is_for_one_engine_or_one_rank(settings: dict[str, Any]) -> None:
     assert not RunConfig.model_validate(WHOLE | settings).shares_gpus
 
 

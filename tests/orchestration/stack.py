@@ -94,6 +94,8 @@ def started(settings: dict[str, Any], learner_policy: Path, actor_policy: Path) 
         stack = Stack(config, learner_policy, replay, actors, Learners(config, ranks))
 
         async def connect() -> None:
+            if config.shares_gpus:  # an engine measures what is free on its GPU while it starts
+                await asyncio.gather(*(actor.ready.remote() for actor in actors))
             await stack.learners.start()
             await stack.learners.give(dict(enumerate(actors)), anew=True)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch.distributed
 from ray.exceptions import RayError, RaySystemError, RpcError
@@ -135,6 +136,55 @@ def test_what_cannot_fit_is_one_line(
     assert says in line
     assert bool(lines_of(printed.out)) == dry
     assert not root.exists()
+
+
+class Hub:
+    """Hugging Face's, with a cache on this machine; `there`: whether it can be reached."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path, there: bool = True) -> None:
+        self._file, self._there, self.asked = file, there, 0
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self._download)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", self._cached)
+
+    def _download(self, model: str, name: str) -> str:
+        assert (model, name) == ("OWNER/NAME", "config.json")
+        self.asked += 1
+        if not self._there:
+            raise OSError("check your connection")
+        return str(self._file)
+
+    def _cached(self, model: str, name: str) -> str | None:
+        return str(self._file) if self.asked and self._there else None
+
+
+def test_the_shape_of_a_hub_id_is_looked_up_before_engines_are_cut_in_parts(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "runs"
+    hub = Hub(monkeypatch, model / "config.json")
+    started = [*ON_GPUS, "model.path=OWNER/NAME", f"run.root={root}"]
+    assert called(SMALL, *started, "rollout.tensor_parallel=3") == 2
+    assert "rollout.tensor_parallel (3) does not divide the model's 14 attention heads" in capsys.readouterr().err
+    assert called(SMALL, *started, "cluster.gpu_memory_gib=1") == 2
+    assert "the largest term is" in capsys.readouterr().err
+    assert hub.asked == 1
+    assert not root.exists()
+
+
+@pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")
+def test_a_run_says_what_it_cannot_look_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(monkeypatch, tmp_path, there=False)
+    started = [*ON_GPUS, "model.path=OWNER/NAME", f"run.root={tmp_path / 'runs'}"]
+    assert called(SMALL, *started) == 2  # goes as far as the missing NCCL
+    assert (hub.asked, capsys.readouterr().out) == (0, "")
+    assert called(SMALL, *started, "rollout.tensor_parallel=3") == 2
+    said = capsys.readouterr()
+    assert said.out == (
+        "warning: whether rollout.tensor_parallel (3) divides the model is not checked: engines will say so\n"
+    )
+    assert "has no NCCL" in said.err
 
 
 @pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL")

@@ -182,14 +182,15 @@ def test_engines_of_the_ranks_stay_as_many_as_they_are(tmp_path: Path) -> None:
     assert len([line for line in stage.said if "(cluster.colocated): it is not followed" in line]) == 2
 
 
-def test_engines_on_parts_of_gpus_do_not_become_two_on_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["auto", "gloo"])
+def test_engines_on_parts_of_gpus_do_not_become_two_on_one(tmp_path: Path, backend: str) -> None:
     stage = Stage(tmp_path, actors=1)
     part = {"rollout": {"actors": 1, "gpus_per_actor": 0.5}, "deepspeed": {"gpus_per_rank": 1}}
-    stage.elastic._config = RunConfig.model_validate(part)
+    stage.elastic._config = RunConfig.model_validate(part | {"sync": {"backend": backend}})
     stage.wish('{"actors": 2}')
     assert stage.look().up == 1
     assert "(rollout.gpus_per_actor): it is not followed" in stage.said[0]
-    stage.elastic._config = RunConfig.model_validate(part | {"sync": {"backend": "gloo"}})
+    stage.elastic._config = RunConfig.model_validate(part | {"rollout": {"actors": 1, "gpus_per_actor": 1}})
     stage.wish('{"actors": 2} ')
     assert stage.look().up == 2
 
@@ -236,7 +237,7 @@ def test_the_command_refuses_a_run_that_is_over(tmp_path: Path, capsys: pytest.C
     ("of_rank", "cluster", "says"),
     [
         (0.5, "{colocated: true}", "(cluster.colocated): set rollout.actors and deepspeed.ranks"),
-        (1, "{}", "actors=2 with rollout.gpus_per_actor (0.5): NCCL takes no two engines on one GPU"),
+        (1, "{}", "actors=2 with rollout.gpus_per_actor (0.5): no two engines can be on one GPU"),
     ],
 )
 def test_the_command_refuses_a_run_whose_engines_cannot_be_more(

@@ -115,3 +115,60 @@ async def test_answers_that_came_while_the_driver_stood_still_count(monkeypatch:
     await asyncio.sleep(0)
     time.sleep(0.3)  # longer than the limit, and than the ranks took
     await saving
+
+
+async def test_engines_that_share_gpus_do_not_start_while_ranks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They measure what is free on their GPU, of which a rank that loads takes more and more."""
+    log: list[str] = []
+    ranks: Any = [StartingRank(log)]
+    sharing = {
+        "rollout": {"actors": 1, "gpus_per_actor": 0.5},
+        "deepspeed": {"ranks": 1, "gpus_per_rank": 0.5},
+        "cluster": {"colocated": True},
+    }
+    learners = Learners(RunConfig.model_validate(sharing), ranks)
+
+    async def start_an_engine() -> None:
+        async with learners.at_rest():
+            log.append("engine")
+
+    starting = asyncio.create_task(learners.start())
+    await asyncio.sleep(0)
+    engine = asyncio.create_task(start_an_engine())
+    assert await starting == 7
+    await engine
+    assert log == ["meet", "__ray_call__", "start", "engine"]
+
+
+async def test_ranks_that_start_again_wait_for_what_the_old_ones_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails with them, and after it nobody speaks for the old ones any more."""
+    monkeypatch.setattr("orchestration.learners.end", lambda _: None)
+    log: list[str] = []
+    old: Any = Rank(log)
+    old.error = RayActorError(error_msg="The actor died: out of memory")
+    learners = Learners(RunConfig(), [old])
+    saving = asyncio.create_task(learners.save("a folder"))
+    while not log:
+        await asyncio.sleep(0)
+    fresh: Any = StartingRank(log)
+    await learners.restart([fresh])
+    with pytest.raises(LearnerError):
+        await saving
+    assert log == ["save", "meet", "__ray_call__", "start"]
+
+
+class StartingRank:
+    """Answers what a rank is asked while it starts."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def __getattr__(self, method: str) -> Any:
+        answers = {"meet": ("127.0.0.1", 4711), "__ray_call__": None, "start": 7}
+
+        async def answer(*_: Any) -> Any:
+            self._log.append(method)
+            await asyncio.sleep(0.01)
+            return answers[method]
+
+        return SimpleNamespace(remote=answer)

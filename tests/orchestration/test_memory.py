@@ -181,9 +181,8 @@ def test_a_start_needs_room_for_one_context() -> None:
     assert estimate(configured(), TINY).floors == ()
 
 
-def test_two_processes_on_halves_of_a_gpu_have_half_of_it() -> None:
-    """Engines that get their weights over gloo: NCCL takes no two on one GPU."""
-    config = configured(GPU, rollout={"gpus_per_actor": 0.5}, sync={"backend": "gloo"}, cluster={"gpu_memory_gib": 10})
+def test_an_engine_on_half_of_a_gpu_has_half_of_it() -> None:
+    config = configured(GPU, rollout={"actors": 1, "gpus_per_actor": 0.5}, cluster={"gpu_memory_gib": 10})
     learner, engine, _ = estimate(config, TINY).needs
     assert (learner.limit, engine.limit) == (10 * GIB, 5 * GIB)
 
