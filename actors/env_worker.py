@@ -76,8 +76,10 @@ class EnvWorker:
                 cause = f"ran out of memory (rollout.env_memory_mib: {limits.env_memory_mib}); its worker was replaced"
             except TimeoutError:
                 self.hung += 1
-                where = await self._killed_in(process)
-                self._replace()
+                try:
+                    where = await process.stuck_in()
+                finally:  # also where nobody waits for it any more
+                    self._replace()
                 raise CallFailed(hung(limits.env_timeout_s, where)) from None
             except Ended:
                 cause = (
@@ -109,7 +111,10 @@ class EnvWorker:
                 return
             cause = f"making an environment there raised {reply.value}"
         except TimeoutError:
-            where = await self._killed_in(process)
+            try:
+                where = await process.stuck_in()
+            finally:
+                self._kill()
             cause = f"it was not up within {limit_s:g} s (rollout.start_timeout_s) and was killed{where}"
         except Ended:
             cause = f"its process {await process.fate()}; the actor's log may say why"
@@ -124,13 +129,6 @@ class EnvWorker:
         self._kill()
         with suppress(CallFailed):
             self.start()
-
-    async def _killed_in(self, process: EnvProcess) -> str:
-        """Where one that gave no answer was stuck."""
-        try:
-            return await process.stuck_in()
-        finally:  # also where nobody waits for it any more
-            self._kill()
 
     def _kill(self) -> None:
         if self._process is not None:
