@@ -13,10 +13,10 @@ from actors.place import Place, place_of
 from orchestration.answers import answer_in
 from orchestration.cluster import cause_of, kill_process
 from orchestration.members import Member, Phase, Roster, in_phase
+from orchestration.queue_client import AGAIN_S
 
 # Of rollout.hang_timeout_s: an engine that hangs ends its process itself and leaves its stacks before it is ended.
 PATIENCE = 1.5
-AGAIN_S = 0.2  # between calls of a queue that Ray is starting again
 
 
 class Lose(Protocol):

@@ -109,12 +109,14 @@ async def test_ranks_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_answers_that_came_while_the_driver_stood_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestration.answers.MOMENT_S", 0.5)
-    ranks: Any = [Rank([]) for _ in range(2)]
+    logs: list[list[str]] = [[], []]
+    ranks: Any = [Rank(log) for log in logs]
     learners = Learners(RunConfig.model_validate({"deepspeed": {"timeout_s": 0.1}}), ranks)
     saving = asyncio.create_task(learners.save("a folder"))
     await asyncio.sleep(0)
     time.sleep(0.3)  # longer than the limit, and than the ranks took
     await saving
+    assert logs == [["save", "save done"]] * 2
 
 
 async def test_engines_that_share_gpus_do_not_start_while_ranks_do(monkeypatch: pytest.MonkeyPatch) -> None:
